@@ -1,0 +1,5 @@
+//! Llama inference with exact early-exit self-speculative decoding.
+pub mod error;
+pub mod mask;
+
+pub use error::{Error, Result};
