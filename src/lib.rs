@@ -1,4 +1,5 @@
 //! Llama inference with exact early-exit self-speculative decoding.
+pub mod checkpoint;
 pub mod error;
 pub mod mask;
 

@@ -1,0 +1,19 @@
+//! Hugging Face checkpoint folders: `config.json`, safetensors files through memory maps, shards.
+//!
+//! Start from [`Checkpoint`]: a model whose configuration and weights have all been checked. [`Config`] is
+//! what the model is, [`Tensor`] one of its weights where it lies in the file. [`resolve_model`] finds the
+//! folder of a hub name. What is trusted of a file, and what is not, is in SECURITY.md.
+mod config;
+mod file;
+pub mod footprint;
+mod hub;
+mod json;
+mod rope;
+mod safetensors;
+mod weights;
+
+pub use config::{Config, EMBEDDING, HEAD, ModelType, NORM};
+pub use hub::resolve_model;
+pub use rope::{Rope, RopeScaling};
+pub use safetensors::{check_index, check_safetensors};
+pub use weights::{Checkpoint, Dtype, Tensor};
