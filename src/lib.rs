@@ -2,5 +2,7 @@
 pub mod checkpoint;
 pub mod error;
 pub mod mask;
+#[cfg(feature = "cli")]
+pub mod text;
 
 pub use error::{Error, Result};
