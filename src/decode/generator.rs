@@ -1,0 +1,371 @@
+//! The sequences of a batch and their prompts. What happens in a round is in `round`.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use super::{
+    policy::MAX_DRAFT,
+    sampling::Sampler,
+    sequence::{Drafting, Request, Sequence, Stats, Stop},
+};
+use crate::{
+    backend::{Backend, Row},
+    cache::{Cache, PageCopy},
+    error::{Error, Result},
+    model::{Llama, Work},
+};
+
+/// Sizes of a [`Generator`], all allocated when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most sequences at a time.
+    pub sequences: usize,
+    /// Most positions of a sequence, prompt and generated tokens together.
+    pub context: usize,
+    /// Longest draft of a policy, at most [`MAX_DRAFT`].
+    pub max_draft: usize,
+}
+
+/// Most rows of one prefill pass: enough that each weight, once in the cache, meets many rows.
+const PREFILL_ROWS: usize = 256;
+/// Room for the activations of one prefill pass; wide models take fewer rows.
+const PREFILL_BYTES: usize = 24 << 20;
+/// Room for logits of one pass of the head; a long verification takes several.
+const LOGIT_BYTES: usize = 8 << 20;
+
+/// Generates text for up to [`Limits::sequences`] sequences in one batch, plainly or in rounds of early-exit
+/// speculation.
+///
+/// Each token depends on its own sequence alone: the same request gives the same tokens in any company.
+pub struct Generator<'m, B: Backend> {
+    pub(super) llama: &'m Llama<B>,
+    pub(super) limits: Limits,
+    pub(super) cache: Cache,
+    pub(super) kv: B::Kv,
+    pub(super) work: Work<B>,
+    pub(super) slots: Vec<Option<Sequence>>,
+    /// The residual stream after the exit layer, before any norm: `[sequences · (max_draft + 1), hidden]`.
+    pub(super) exit_hidden: B::Buffer,
+    pub(super) rows: Vec<Row>,
+    /// Slots in the order of the verification's rows.
+    pub(super) order: Vec<usize>,
+    pub(super) copies: Vec<PageCopy>,
+    /// The distribution that a token is drawn from, `[vocab]`.
+    pub(super) p: Vec<f32>,
+    /// Rows of one prefill pass.
+    prefill_rows: usize,
+    pub(super) interrupt: Option<&'m AtomicBool>,
+}
+
+impl<'m, B: Backend> Generator<'m, B> {
+    /// A generator whose cache holds `limits.sequences` sequences of `limits.context` positions; where every
+    /// layer's mask is a window or a chunk, only the positions that it can see.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if the memory for it is not there; [`Error::Argument`] for limits of 0.
+    pub fn new(llama: &'m Llama<B>, limits: Limits) -> Result<Self> {
+        if limits.sequences == 0 || limits.context == 0 || limits.context > llama.config().context {
+            return Err(Error::argument(
+                "--context",
+                format!("{} is outside 1..={}", limits.context, llama.config().context),
+            ));
+        }
+        let config = llama.config();
+        let page = llama.backend().page_size();
+        let per_sequence = limits.context.div_ceil(page);
+        let row_bytes = 4 * (3 * config.hidden + 3 * config.heads * config.head_dim + config.intermediate);
+        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, PREFILL_ROWS).min(limits.context);
+        let rows_per_round = limits.max_draft.min(MAX_DRAFT) + 1;
+        let held = match Self::window(llama) {
+            // What is seen, what one pass adds, and a page at either end that is held in part.
+            Some(window) => (window.div_ceil(page) + prefill_rows.max(rows_per_round).div_ceil(page) + 2)
+                .min(per_sequence),
+            None => per_sequence,
+        };
+        // A page more per sequence for a shared one that is written to.
+        let pages = limits.sequences.saturating_mul(held + 1);
+        let round_rows = limits.sequences * rows_per_round;
+        let rows = round_rows.max(prefill_rows);
+        let logit_rows = (LOGIT_BYTES / (4 * config.vocab)).clamp(rows_per_round, rows.max(rows_per_round));
+        Ok(Generator {
+            cache: Cache::new(pages, page, limits.sequences, per_sequence)?,
+            kv: llama.kv(pages)?,
+            work: llama.work(rows, logit_rows)?,
+            exit_hidden: llama.backend().buffer(round_rows, config.hidden)?,
+            slots: (0..limits.sequences).map(|_| None).collect(),
+            rows: Vec::with_capacity(rows),
+            order: Vec::with_capacity(limits.sequences),
+            copies: Vec::with_capacity(1),
+            p: vec![0.0; config.vocab],
+            prefill_rows,
+            interrupt: None,
+            llama,
+            limits,
+        })
+    }
+
+    /// Bytes of the KV cache that [`Generator::new`] would allocate.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.pages() * self.cache.page_size() * self.llama.kv_bytes()
+    }
+
+    /// Once `flag` is set, every sequence ends with [`Stop::Interrupted`] before its next round.
+    pub fn interrupt_with(&mut self, flag: &'m AtomicBool) {
+        self.interrupt = Some(flag);
+    }
+
+    /// Positions that the masks hold on to, prefix included; None if some layer looks back without bound.
+    fn window(llama: &Llama<B>) -> Option<usize> {
+        let masks = &llama.config().masks;
+        let spans = masks.iter().map(|mask| mask.span().map(|span| span + mask.prefix));
+        spans.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
+    /// Begins `request`: computes its prompt, except what a sequence that is live shares with it, and returns
+    /// its slot. The first token comes from the next round.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty prompt, one that leaves no room in the context, ids outside the vocabulary, a
+    /// policy that drafts more than [`Limits::max_draft`]; [`Error::Capacity`] if every slot is taken.
+    pub fn start(&mut self, request: Request) -> Result<usize> {
+        self.check(&request)?;
+        let Some(slot) = self.slots.iter().position(Option::is_none) else {
+            return Err(Error::Capacity {
+                what: "another sequence".into(),
+                needed: "a free slot".into(),
+                available: format!("all {} are taken", self.limits.sequences),
+            });
+        };
+        let cached = match self.longest_shared(&request.prompt) {
+            Some((other, shared)) => self.cache.fork(other, shared)?,
+            None => self.cache.create()?,
+        };
+        self.begin(slot, cached, request).inspect_err(|_| {
+            let _ = self.cache.drop_sequence(cached);
+        })?;
+        Ok(slot)
+    }
+
+    /// Goes on in `slot` with a new request whose prompt repeats some of the slot's tokens, as a chat does:
+    /// what the cache holds of them is kept.
+    ///
+    /// # Errors
+    /// As [`Generator::start`]; the slot is as it was then.
+    pub fn resume(&mut self, slot: usize, request: Request) -> Result<()> {
+        self.check(&request)?;
+        let Some(sequence) = self.slots.get(slot).and_then(Option::as_ref) else {
+            return Err(Error::argument("slot", format!("{slot} holds no sequence")));
+        };
+        let cached = sequence.cached;
+        let mut kept = common_prefix(&sequence.tokens, &request.prompt)
+            .min(self.cache.len(cached)?)
+            .min(request.prompt.len() - 1);
+        if self.cache.truncate(cached, kept).is_err() || self.looks_back_at_released(cached, kept)? {
+            kept = 0;
+            self.cache.truncate(cached, 0)?;
+        }
+        debug_assert_eq!(self.cache.len(cached)?, kept);
+        self.begin(slot, cached, request)
+    }
+
+    /// Ends the sequence of `slot` and gives its pages back.
+    pub fn finish(&mut self, slot: usize) -> Option<Finished> {
+        let sequence = self.slots.get_mut(slot)?.take()?;
+        let _ = self.cache.drop_sequence(sequence.cached);
+        Some(Finished::of(&sequence))
+    }
+
+    /// What has come of the sequence in `slot` so far; it stays where it is.
+    pub fn peek(&self, slot: usize) -> Option<Finished> {
+        self.slots.get(slot)?.as_ref().map(Finished::of)
+    }
+
+    /// Whether the sequence of `slot` has ended, and why.
+    pub fn stopped(&self, slot: usize) -> Option<Stop> {
+        self.slots.get(slot)?.as_ref()?.stop
+    }
+
+    /// Whether any sequence has not ended.
+    pub fn is_active(&self) -> bool {
+        self.slots.iter().flatten().any(|s| s.stop.is_none())
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let (prompt, context) = (&request.prompt, self.limits.context);
+        let vocab = self.llama.config().vocab;
+        if prompt.is_empty() {
+            return Err(Error::argument("prompt", "is empty: give at least one token to go on from"));
+        }
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::argument("prompt", format!("id {id} is outside the vocabulary of {vocab}")));
+        }
+        if prompt.len() >= context {
+            return Err(Error::argument(
+                "prompt",
+                format!(
+                    "its {} tokens leave no room in a context of {context}: shorten it or raise --context (at most {})",
+                    prompt.len(),
+                    self.llama.config().context
+                ),
+            ));
+        }
+        let asked = request.policy.as_ref().map_or(0, |p| p.max_draft());
+        if asked > self.limits.max_draft {
+            return Err(Error::argument(
+                "--draft",
+                format!("{asked} is more than the {} that buffers are made for", self.limits.max_draft),
+            ));
+        }
+        request.sampling.validate()
+    }
+
+    /// The live sequence that shares most of `prompt` with its cached tokens, by at least a page.
+    fn longest_shared(&self, prompt: &[u32]) -> Option<(usize, usize)> {
+        let shared = |s: &Sequence| {
+            let cached = self.cache.len(s.cached).unwrap_or(0);
+            common_prefix(&s.tokens[..cached.min(s.tokens.len())], &prompt[..prompt.len() - 1])
+        };
+        let whole =
+            |s: &&Sequence| !self.cache.table(s.cached).unwrap_or(&[]).contains(&crate::cache::RELEASED);
+        let best = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(whole)
+            .map(|s| (s.cached, shared(s)))
+            .max_by_key(|(_, n)| *n)?;
+        (best.1 >= self.cache.page_size()).then_some(best)
+    }
+
+    /// Whether a row at `position` would see positions whose pages are gone.
+    fn looks_back_at_released(&self, cached: usize, position: usize) -> Result<bool> {
+        let page = self.cache.page_size();
+        let table = self.cache.table(cached)?;
+        Ok(self.llama.config().masks.iter().any(|mask| {
+            let seen = mask.visible(position, position + 1, 0);
+            let pages = (0..seen.prefix.div_ceil(page)).chain(seen.lo / page..seen.hi.div_ceil(page));
+            pages.into_iter().any(|p| table.get(p) == Some(&crate::cache::RELEASED))
+        }))
+    }
+
+    /// Puts `request` into `slot` and computes its prompt but for the last token, from where the cache ends.
+    fn begin(&mut self, slot: usize, cached: usize, request: Request) -> Result<()> {
+        let vocab = self.llama.config().vocab;
+        let context = self.limits.context;
+        let Request { prompt, max_tokens, sampling, policy, eos } = request;
+        let max_tokens = max_tokens.min(context);
+        let drafts = policy.as_ref().map_or(0, |p| p.max_draft());
+        let mut sampler = Sampler::new(sampling, vocab)?;
+        prompt.iter().for_each(|id| sampler.see(*id));
+        let q = if sampling.is_greedy() { Vec::new() } else { vec![0.0; drafts * vocab] };
+        let length = prompt.len();
+        let begun = Instant::now();
+        let (computed, interrupted) = self.prefill(cached, &prompt[..length - 1])?;
+        let mut tokens = prompt;
+        tokens.reserve_exact(max_tokens.min(context - length));
+        let stats = Stats {
+            prefill_tokens: computed,
+            prefill_seconds: begun.elapsed().as_secs_f64(),
+            ..Stats::default()
+        };
+        let stop = match (interrupted, max_tokens) {
+            (true, _) => Some(Stop::Interrupted),
+            (_, 0) => Some(Stop::Length),
+            _ => None,
+        };
+        let round = Drafting {
+            drafts: Vec::with_capacity(drafts),
+            confidence: Vec::with_capacity(drafts),
+            ..Drafting::default()
+        };
+        self.slots[slot] = Some(Sequence {
+            cached,
+            tokens,
+            prompt: length,
+            max_tokens,
+            sampler,
+            policy,
+            eos,
+            stop,
+            stats,
+            round,
+            finished: None,
+            q,
+            logits_hash: 0,
+        });
+        Ok(())
+    }
+
+    /// Runs all layers over the tokens that the cache does not hold yet; returns how many that were and
+    /// whether it was interrupted on the way.
+    fn prefill(&mut self, cached: usize, tokens: &[u32]) -> Result<(usize, bool)> {
+        let layers = self.llama.config().layers;
+        let first = self.cache.len(cached)?;
+        let mut done = first;
+        while done < tokens.len() {
+            if self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                return Ok((done - first, true));
+            }
+            let end = tokens.len().min(done + self.prefill_rows);
+            self.append(cached, end - done)?;
+            self.rows.clear();
+            self.rows.extend((done..end).map(|position| Row {
+                token: tokens[position],
+                position,
+                sequence: cached,
+            }));
+            self.llama.forward(0..layers, &self.rows, &mut self.kv, &self.cache, &mut self.work)?;
+            done = end;
+            self.release(cached, done)?;
+        }
+        Ok((done - first, false))
+    }
+
+    /// Makes `n` more positions of a sequence writable.
+    pub(super) fn append(&mut self, cached: usize, n: usize) -> Result<()> {
+        self.copies.clear();
+        self.cache.append(cached, n, &mut self.copies)?;
+        for copy in &self.copies {
+            self.llama.backend().copy_page(&mut self.kv, copy.from, copy.to);
+        }
+        Ok(())
+    }
+
+    /// Gives back the pages that no row from `position` on can see.
+    pub(super) fn release(&mut self, cached: usize, position: usize) -> Result<()> {
+        let masks = &self.llama.config().masks;
+        let horizon = masks.iter().map(|m| m.horizon(position)).min().unwrap_or(0);
+        let prefix = masks.iter().map(|m| m.prefix).max().unwrap_or(0);
+        if horizon > 0 { self.cache.release(cached, prefix, horizon) } else { Ok(()) }
+    }
+}
+
+/// What came of a sequence.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Generated ids, a closing EOS included.
+    pub ids: Vec<u32>,
+    /// Why it ended; None if it could go on.
+    pub stop: Option<Stop>,
+    /// What it cost.
+    pub stats: Stats,
+    /// Hash of the logits that the last id was chosen from; 0 before there is one.
+    pub logits_hash: u64,
+}
+
+impl Finished {
+    fn of(sequence: &Sequence) -> Self {
+        Finished {
+            ids: sequence.tokens[sequence.prompt..].to_vec(),
+            stop: sequence.stop,
+            stats: sequence.stats.clone(),
+            logits_hash: sequence.logits_hash,
+        }
+    }
+}
+
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

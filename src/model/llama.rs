@@ -1,0 +1,316 @@
+//! The model's weights on a backend and the forward pass over them.
+
+use std::ops::Range;
+
+use super::rope::Angles;
+use crate::{
+    backend::{Backend, Epilogue, Heads, Projection, Row},
+    cache::Cache,
+    checkpoint::{Checkpoint, Config, Tensor},
+    error::{Error, Result},
+    mask::Mask,
+};
+
+/// A Llama model whose weights are on backend `B`.
+pub struct Llama<B: Backend> {
+    config: Config,
+    backend: B,
+    angles: Angles,
+    heads: Heads,
+    embedding: B::Weight,
+    layers: Vec<Layer<B::Weight>>,
+    norm: B::Weight,
+    /// None where the head is the embedding.
+    head: Option<B::Weight>,
+    layer_bytes: Vec<usize>,
+    head_bytes: usize,
+    embedding_row_bytes: usize,
+}
+
+/// One layer's weights.
+struct Layer<W> {
+    input_norm: W,
+    /// `[heads · head_dim, hidden]`, then twice `[kv_heads · head_dim, hidden]`.
+    qkv: [Linear<W>; 3],
+    /// `[hidden, heads · head_dim]`.
+    output: Linear<W>,
+    post_norm: W,
+    /// Twice `[intermediate, hidden]`.
+    gate_up: [Linear<W>; 2],
+    /// `[hidden, intermediate]`.
+    down: Linear<W>,
+}
+
+struct Linear<W> {
+    weight: W,
+    bias: Option<W>,
+}
+
+impl<W> Linear<W> {
+    fn at(&self, column: usize) -> Projection<'_, W> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref(), column }
+    }
+}
+
+/// The buffers of a forward pass, allocated once for at most [`Work::rows`] rows.
+pub struct Work<B: Backend> {
+    /// The residual stream, `[rows, hidden]`: what [`Llama::forward`] leaves, and where it goes on from.
+    pub hidden: B::Buffer,
+    normed: B::Buffer,
+    qkv: B::Buffer,
+    attended: B::Buffer,
+    gated: B::Buffer,
+    logits: B::Buffer,
+    angles: Vec<f32>,
+    rows: usize,
+    logit_rows: usize,
+}
+
+impl<B: Backend> Work<B> {
+    /// Most rows of one [`Llama::forward`].
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Most rows of one [`Llama::head`].
+    pub fn logit_rows(&self) -> usize {
+        self.logit_rows
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// Puts the weights of `checkpoint` on `backend`, for sequences of at most `context` positions.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or a context outside 1..=[`Config::context`].
+    pub fn new(checkpoint: &Checkpoint, backend: B, context: usize) -> Result<Self> {
+        let config = checkpoint.config.clone();
+        if context == 0 || context > config.context {
+            return Err(Error::argument(
+                "--context",
+                format!("{context} is outside 1..={}, the positions this model was made for", config.context),
+            ));
+        }
+        let heads = Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
+        let Config { hidden, intermediate, .. } = config;
+        let (q, kv) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let get = |name: &str, shape: &[usize], bytes: &mut usize| -> Result<B::Weight> {
+            let tensor: Tensor = checkpoint.tensor(name, shape)?;
+            *bytes += tensor.bytes().len();
+            backend.weight(&tensor)
+        };
+        let mut layers = Vec::with_capacity(config.layers);
+        let mut layer_bytes = Vec::with_capacity(config.layers);
+        for index in 0..config.layers {
+            let mut bytes = 0;
+            let mut norm =
+                |name: &str| get(&format!("model.layers.{index}.{name}.weight"), &[hidden], &mut bytes);
+            let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
+            let mut linear =
+                |name: &str, outputs: usize, inputs: usize, bias: bool| -> Result<Linear<B::Weight>> {
+                    let name = format!("model.layers.{index}.{name}");
+                    let weight = get(&format!("{name}.weight"), &[outputs, inputs], &mut bytes)?;
+                    let bias =
+                        bias.then(|| get(&format!("{name}.bias"), &[outputs], &mut bytes)).transpose()?;
+                    Ok(Linear { weight, bias })
+                };
+            let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+            layers.push(Layer {
+                input_norm,
+                qkv: [
+                    linear("self_attn.q_proj", q, hidden, attention)?,
+                    linear("self_attn.k_proj", kv, hidden, attention)?,
+                    linear("self_attn.v_proj", kv, hidden, attention)?,
+                ],
+                output: linear("self_attn.o_proj", hidden, q, attention)?,
+                post_norm,
+                gate_up: [
+                    linear("mlp.gate_proj", intermediate, hidden, mlp)?,
+                    linear("mlp.up_proj", intermediate, hidden, mlp)?,
+                ],
+                down: linear("mlp.down_proj", hidden, intermediate, mlp)?,
+            });
+            layer_bytes.push(bytes);
+        }
+        let (mut embedding_bytes, mut head_bytes) = (0, 0);
+        let embedding = get("model.embed_tokens.weight", &[config.vocab, hidden], &mut embedding_bytes)?;
+        let norm = get("model.norm.weight", &[hidden], &mut head_bytes)?;
+        let head = match config.tied {
+            true => None,
+            false => Some(get("lm_head.weight", &[config.vocab, hidden], &mut head_bytes)?),
+        };
+        if head.is_none() {
+            head_bytes += embedding_bytes;
+        }
+        Ok(Llama {
+            angles: Angles::new(&config, context),
+            embedding_row_bytes: embedding_bytes / config.vocab,
+            config,
+            backend,
+            heads,
+            embedding,
+            layers,
+            norm,
+            head,
+            layer_bytes,
+            head_bytes,
+        })
+    }
+
+    /// The model's shape and settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The backend that holds the weights.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Replaces the mask of every layer.
+    pub fn set_mask(&mut self, mask: Mask) {
+        self.config.masks.fill(mask);
+    }
+
+    /// Bytes of weights that a pass over `layers` streams, once for all its rows.
+    pub fn bytes(&self, layers: Range<usize>) -> usize {
+        let embedding = if layers.start == 0 { self.embedding_row_bytes } else { 0 };
+        embedding + self.layer_bytes[layers].iter().sum::<usize>()
+    }
+
+    /// Bytes of weights that the final norm and the head stream.
+    pub fn head_bytes(&self) -> usize {
+        self.head_bytes
+    }
+
+    /// Bytes that one position takes in the KV cache, in all layers.
+    pub fn kv_bytes(&self) -> usize {
+        self.backend.page_bytes(self.heads, self.config.layers) / self.backend.page_size()
+    }
+
+    /// Room for `pages` pages of keys and values.
+    pub fn kv(&self, pages: usize) -> Result<B::Kv> {
+        self.backend.kv(self.heads, self.config.layers, pages)
+    }
+
+    /// Buffers for at most `rows` rows in [`Llama::forward`] and `logit_rows` in [`Llama::head`].
+    pub fn work(&self, rows: usize, logit_rows: usize) -> Result<Work<B>> {
+        let config = &self.config;
+        let buffer = |width| self.backend.buffer(rows, width);
+        Ok(Work {
+            hidden: buffer(config.hidden)?,
+            normed: self.backend.buffer(rows.max(logit_rows), config.hidden)?,
+            qkv: buffer(self.heads.qkv())?,
+            attended: buffer(self.heads.heads * self.heads.head_dim)?,
+            gated: buffer(config.intermediate)?,
+            logits: self.backend.buffer(logit_rows, config.vocab)?,
+            angles: vec![0.0; rows * self.heads.head_dim],
+            rows,
+            logit_rows,
+        })
+    }
+
+    /// Runs `layers` over `rows`. From layer 0 the residual stream begins with the tokens' embeddings;
+    /// from a later one it goes on from what `work.hidden` holds. The result is in `work.hidden`, before
+    /// any norm, one row for each of `rows`. Keys and values go to the pages of `cache`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for more rows than `work` holds, layers that do not exist, a token outside the
+    /// vocabulary, or a position that its sequence has no page for. Nothing is computed then.
+    pub fn forward(
+        &self,
+        layers: Range<usize>,
+        rows: &[Row],
+        kv: &mut B::Kv,
+        cache: &Cache,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        self.check(&layers, rows, cache, work)?;
+        let config = &self.config;
+        let (b, n) = (&self.backend, rows.len());
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        for (row, angles) in rows.iter().zip(work.angles.chunks_exact_mut(head_dim)) {
+            self.angles.write(row.position, angles);
+        }
+        if layers.start == 0 {
+            b.embed(&self.embedding, rows, &mut work.hidden);
+        }
+        let eps = config.rms_norm_eps;
+        for index in layers {
+            let layer = &self.layers[index];
+            b.rms_norm(&work.hidden, 0, n, &layer.input_norm, eps, &mut work.normed);
+            let [q, k, v] = &layer.qkv;
+            let qkv = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
+            b.linear(&work.normed, n, &qkv, &mut work.qkv, self.heads.qkv(), Epilogue::Store);
+            b.rope_append(&mut work.qkv, rows, &work.angles, kv, index, cache);
+            b.attention(&work.qkv, rows, &config.masks[index], kv, index, cache, &mut work.attended);
+            b.linear(
+                &work.attended,
+                n,
+                &[layer.output.at(0)],
+                &mut work.hidden,
+                config.hidden,
+                Epilogue::Add,
+            );
+            b.rms_norm(&work.hidden, 0, n, &layer.post_norm, eps, &mut work.normed);
+            let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
+            b.linear(&work.normed, n, &gate_up, &mut work.gated, config.intermediate, Epilogue::SwiGlu);
+            b.linear(&work.gated, n, &[layer.down.at(0)], &mut work.hidden, config.hidden, Epilogue::Add);
+        }
+        Ok(())
+    }
+
+    /// The logits of rows `from..from + rows` of the residual stream: final norm and head.
+    /// `[rows, vocab]`, in f32.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for more rows than `work` holds.
+    pub fn head<'w>(&self, from: usize, rows: usize, work: &'w mut Work<B>) -> Result<&'w [f32]> {
+        if rows > work.logit_rows || from + rows > work.rows {
+            return Err(Error::argument(
+                "rows",
+                format!("{rows} rows of logits from row {from} are more than the buffers hold"),
+            ));
+        }
+        let vocab = self.config.vocab;
+        self.backend.rms_norm(
+            &work.hidden,
+            from,
+            rows,
+            &self.norm,
+            self.config.rms_norm_eps,
+            &mut work.normed,
+        );
+        let head =
+            Projection { weight: self.head.as_ref().unwrap_or(&self.embedding), bias: None, column: 0 };
+        self.backend.linear(&work.normed, rows, &[head], &mut work.logits, vocab, Epilogue::Store);
+        Ok(self.backend.read(&work.logits, 0, rows, vocab))
+    }
+
+    fn check(&self, layers: &Range<usize>, rows: &[Row], cache: &Cache, work: &Work<B>) -> Result<()> {
+        if rows.len() > work.rows {
+            return Err(Error::argument(
+                "rows",
+                format!("{} rows, the buffers hold {}", rows.len(), work.rows),
+            ));
+        }
+        if layers.start >= layers.end || layers.end > self.layers.len() {
+            return Err(Error::argument("layers", format!("{layers:?} of {} layers", self.layers.len())));
+        }
+        for row in rows {
+            if row.token as usize >= self.config.vocab {
+                return Err(Error::argument(
+                    "token",
+                    format!("id {} is outside the vocabulary of {}", row.token, self.config.vocab),
+                ));
+            }
+            if row.position >= cache.len(row.sequence)? {
+                return Err(Error::argument(
+                    "position",
+                    format!("{} of sequence {} was not reserved in the cache", row.position, row.sequence),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
