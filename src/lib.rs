@@ -8,5 +8,7 @@ pub mod mask;
 pub mod model;
 #[cfg(feature = "cli")]
 pub mod text;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use error::{Error, Result};

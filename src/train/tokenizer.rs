@@ -1,0 +1,71 @@
+//! The checkpoint's own tokenizer: byte-level BPE learned from the training text.
+
+use tokenizers::{
+    AddedToken, SplitDelimiterBehavior, Tokenizer,
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
+    pre_tokenizers::{
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
+    },
+    processors::template::TemplateProcessing,
+};
+
+use crate::{Error, Result};
+
+/// Begins every sequence.
+pub const BEGIN: &str = "<|begin_of_text|>";
+/// Ends every document.
+pub const END: &str = "<|end_of_text|>";
+
+/// Pieces that merges never cross: words with their leading space, up to three digits, runs of punctuation,
+/// white space.
+const PIECES: &str = r" ?\p{L}+(?:['’]\p{L}+)*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// Learns a tokenizer of exactly `vocab` tokens from `documents`: 256 bytes, merges, then the two special
+/// tokens, [`BEGIN`] being added in front of every encoding.
+///
+/// # Errors
+/// [`Error::Argument`] if the text does not hold enough repeated pairs for so many tokens.
+pub fn learn(documents: &[&str], vocab: usize) -> Result<Tokenizer> {
+    let failed = |error: tokenizers::Error| Error::Text {
+        what: "learning the tokenizer".into(),
+        reason: error.to_string(),
+    };
+    let split = Split::new(SplitPattern::Regex(PIECES.into()), SplitDelimiterBehavior::Isolated, false);
+    let bytes = ByteLevel::new(false, true, false);
+    let pieces: Vec<PreTokenizerWrapper> = vec![split.map_err(failed)?.into(), bytes.into()];
+    let mut tokenizer = Tokenizer::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(pieces))).with_decoder(Some(bytes));
+    let mut trainer: TrainerWrapper = BpeTrainer::builder()
+        .vocab_size(vocab - 2)
+        .min_frequency(2)
+        .show_progress(false)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build()
+        .into();
+    tokenizer.train(&mut trainer, documents.iter()).map_err(failed)?;
+    tokenizer
+        .add_special_tokens(vec![AddedToken::from(BEGIN, true), AddedToken::from(END, true)])
+        .map_err(failed)?;
+    let size = tokenizer.get_vocab_size(true);
+    if size != vocab {
+        return Err(Error::argument(
+            "--vocab",
+            format!("the text yields only {size} tokens; give that or less"),
+        ));
+    }
+    let template = TemplateProcessing::builder()
+        .try_single(format!("{BEGIN} $A"))
+        .and_then(|builder| builder.try_pair(format!("{BEGIN} $A {BEGIN} $B")))
+        .map_err(|reason| Error::Text { what: "learning the tokenizer".into(), reason })?
+        .special_tokens(vec![(BEGIN, vocab as u32 - 2)])
+        .build()
+        .map_err(|error| Error::Text { what: "learning the tokenizer".into(), reason: error.to_string() })?;
+    tokenizer.with_post_processor(Some(template));
+    Ok(tokenizer)
+}
