@@ -1,4 +1,30 @@
-//! Llama inference with exact early-exit self-speculative decoding.
+//! Llama inference with exact early-exit self-speculative decoding: the first layers draft, the rest verify, and the
+//! output equals plain decoding bit for bit.
+//!
+//! From a checkpoint to tokens: [`checkpoint::Checkpoint`] opens a Hugging Face folder, [`model::Llama`] puts it on a
+//! [`backend`], [`decode::Generator`] decodes requests in rounds. [`mask`] has the attention patterns, [`cache`] the
+//! pages of keys and values; with the feature `cli` there is `text` (tokenizers, chat templates), with `train` the trainer.
+//!
+//! ```no_run
+//! use warploom::{Result, backend::Cpu, checkpoint::Checkpoint, decode::*, model::Llama};
+//!
+//! fn main() -> Result<()> {
+//!     let checkpoint = Checkpoint::open("model".as_ref())?;
+//!     let llama = Llama::new(&checkpoint, Cpu::new(), 2048)?;
+//!     let mut generator = Generator::new(&llama, Limits { sequences: 1, context: 2048, max_draft: MAX_DRAFT })?;
+//!     let policy = Policy::Length.build(llama.config().layers, 4, 6, None)?;
+//!     let prompt = vec![1, 2, 3];
+//!     let eos = checkpoint.config.eos.clone();
+//!     generator.start(Request { prompt, max_tokens: 64, sampling: Sampling::default(), policy, eos })?;
+//!     while generator.is_active() {
+//!         generator.round(&mut |_slot: usize, id: u32| {
+//!             println!("{id}");
+//!             None
+//!         })?;
+//!     }
+//!     Ok(())
+//! }
+//! ```
 pub mod backend;
 pub mod cache;
 pub mod checkpoint;

@@ -1,0 +1,20 @@
+//! The subcommands of `warploom`, one file each: its arguments and a `run` function.
+//!
+//! What they share: `model` (which model, loaded how), `options` (prompt, sampling, drafting), `batch` (decoding
+//! prompts to texts), `report` (what it cost), `input` (files that the user names), `interrupt` (Ctrl-C) and `output`.
+mod batch;
+pub mod chat;
+pub mod compare;
+mod demo;
+pub mod eval;
+pub mod generate;
+mod input;
+pub mod inspect;
+mod interrupt;
+pub mod logits;
+mod model;
+mod options;
+pub mod output;
+mod report;
+#[cfg_attr(not(feature = "train"), path = "train_absent.rs")]
+pub mod train;

@@ -1,0 +1,216 @@
+//! The options that choose a model, and what they load. Start from [`ModelArgs`]; [`Loaded::open`] gives the
+//! checkpoint and its tokenizer, [`Loaded::llama`] the model.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use warploom::{
+    Error, Result,
+    backend::Cpu,
+    checkpoint::{Checkpoint, footprint::Footprint, resolve_model},
+    error::printable,
+    mask::Mask,
+    model::Llama,
+    text::{ChatTemplate, Tokenizer},
+};
+
+use super::{demo, options::Drafting};
+
+/// Most threads that `--threads` gives.
+const MAX_THREADS: usize = 1024;
+/// Weights in bytes from which they are read ahead of use, with a progress bar: less is read in a moment.
+const PREFETCH_BYTES: u64 = 64 << 20;
+
+/// Which model runs, where, and over how much text.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Checkpoint folder, or a hub name (org/name) in the local Hugging Face cache [default: the bundled demo]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Where it runs: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Threads; 0 is all cores. Results do not depend on them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Most positions, prompt and generated tokens together [default: as many as needed, up to the model's own]. With
+    /// dynamic RoPE scaling, angles depend on it beyond the length the model was trained for
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Attention of every layer: full, window:W, chunk:C or overlap:C, each with +sinks:S if wanted [default:
+    /// the checkpoint's]
+    #[arg(long, value_name = "MASK")]
+    attention: Option<Mask>,
+}
+
+impl ModelArgs {
+    fn pool(&self) -> Result<ThreadPool> {
+        if self.threads > MAX_THREADS {
+            let reason = format!(
+                "{} is out of range; allowed are 1 to {MAX_THREADS}, and 0 for all cores",
+                self.threads
+            );
+            return Err(Error::argument("--threads", reason));
+        }
+        let pool = ThreadPoolBuilder::new().num_threads(self.threads).build();
+        pool.map_err(|error| Error::argument("--threads", error.to_string()))
+    }
+
+    fn check_device(&self) -> Result<()> {
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(()),
+            other => {
+                let reason = format!("'{}' is not there; this build has auto and cpu", printable(other));
+                Err(Error::argument("--device", reason))
+            }
+        }
+    }
+}
+
+/// A checkpoint with what belongs to it, opened and checked.
+pub struct Loaded {
+    /// Configuration and weights.
+    pub checkpoint: Checkpoint,
+    /// The threads that the model runs on: do all decoding within [`ThreadPool::install`], where handing out work
+    /// is cheapest.
+    pub pool: ThreadPool,
+    /// None if the folder has no `tokenizer.json`; [`Loaded::tokenizer`] then says what to do.
+    pub optional_tokenizer: Option<Tokenizer>,
+    /// None for the demo.
+    folder: Option<PathBuf>,
+    context: Option<usize>,
+    attention: Option<Mask>,
+}
+
+impl Loaded {
+    /// Opens what `args` name. With a progress bar on stderr where that is a terminal and the weights are large.
+    ///
+    /// # Errors
+    /// Those of the checkpoint and the tokenizer; [`Error::Argument`] for an option out of range.
+    pub fn open(args: &ModelArgs) -> Result<Loaded> {
+        args.check_device()?;
+        let pool = args.pool()?;
+        let folder = args.model.as_deref().map(resolve_model).transpose()?;
+        let (checkpoint, optional_tokenizer) = match &folder {
+            None => {
+                let checkpoint = demo::checkpoint()?;
+                let tokenizer = demo::tokenizer(checkpoint.config.vocab)?;
+                (checkpoint, Some(tokenizer))
+            }
+            Some(folder) => {
+                let checkpoint = Checkpoint::open(folder)?;
+                // A dangling link counts as there, so that the system's error is shown.
+                let tokenizer = match std::fs::symlink_metadata(folder.join("tokenizer.json")) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                    _ => Some(Tokenizer::from_dir(folder, checkpoint.config.vocab)?),
+                };
+                (checkpoint, tokenizer)
+            }
+        };
+        let loaded = Loaded {
+            checkpoint,
+            pool,
+            optional_tokenizer,
+            folder,
+            context: args.context,
+            attention: args.attention,
+        };
+        // A context out of range is refused before the weights are read.
+        loaded.context(1)?;
+        prefetch(&loaded.checkpoint)?;
+        Ok(loaded)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the checkpoint has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.optional_tokenizer.as_ref().ok_or_else(|| {
+            let folder = self.folder.clone().unwrap_or_default();
+            Error::file(folder.join("tokenizer.json"), "does not exist; without it give ids (--prompt-ids)")
+        })
+    }
+
+    /// The ids of a prompt that `option` gave, `place` of it (empty, or `line 3: `).
+    ///
+    /// # Errors
+    /// Those of the tokenizer; [`Error::Argument`] for a text that is too long for the model, before memory is
+    /// spent on its encoding.
+    pub fn encode(&self, option: &str, place: &str, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        let (fewest, most) = (tokenizer.fewest_tokens(text), self.checkpoint.config.context);
+        if fewest > most {
+            let reason = format!(
+                "{place}its tokens, at least {fewest}, leave no room in the model's context of {most}: shorten it"
+            );
+            return Err(Error::argument(option, reason));
+        }
+        tokenizer.encode_prompt(text)
+    }
+
+    /// The checkpoint's chat template, if it has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.folder {
+            None => demo::chat_template(),
+            Some(folder) => ChatTemplate::from_dir(folder),
+        }
+    }
+
+    /// How the model drafts by itself; only the demo does.
+    pub fn default_drafting(&self) -> Option<Drafting> {
+        self.folder.is_none().then_some(demo::DRAFTING)
+    }
+
+    /// The context to run with if `needed` positions are asked for: `--context`, or as many as needed, up to
+    /// the model's own. A generator takes the smaller of this and `needed` for its memory.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a `--context` that the model does not have.
+    pub fn context(&self, needed: usize) -> Result<usize> {
+        let most = self.checkpoint.config.context;
+        match self.context {
+            Some(context) if !(1..=most).contains(&context) => {
+                let reason = format!("{context} is not from 1 to {most}, the model's context");
+                Err(Error::argument("--context", reason))
+            }
+            Some(context) => Ok(context),
+            None => Ok(needed.clamp(1, most)),
+        }
+    }
+
+    /// Whether `--context` was given.
+    pub fn has_context(&self) -> bool {
+        self.context.is_some()
+    }
+
+    /// The model on the CPU, for sequences of up to [`Loaded::context`]`(needed)` positions, with the attention that
+    /// `--attention` asks for.
+    pub fn llama(&self, needed: usize) -> Result<Llama<Cpu>> {
+        let mut llama = Llama::new(&self.checkpoint, Cpu::new(), self.context(needed)?)?;
+        if let Some(mask) = self.attention {
+            llama.set_mask(mask);
+        }
+        Ok(llama)
+    }
+}
+
+/// Reads the weights once, so that the first tokens do not wait for the disk.
+fn prefetch(checkpoint: &Checkpoint) -> Result<()> {
+    if Footprint::of_checkpoint(checkpoint)?.weight_bytes < PREFETCH_BYTES {
+        return Ok(());
+    }
+    let terminal = std::io::stderr().is_terminal();
+    let bar = if terminal { ProgressBar::no_length() } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    checkpoint.prefetch(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(())
+}
