@@ -76,6 +76,24 @@ fn unfinished(stats: &warploom::decode::Stats) -> usize {
     stats.rounds + stats.accepted - stats.generated
 }
 
+/// A repetition penalty looks at the tokens so far, drafts included while they are drafts and no longer.
+#[test]
+fn penalised_rounds_equal_plain_steps() {
+    let llama = load(&golden_dir("gqa_bf16"), 512);
+    let sampling = Sampling { repetition_penalty: 1.3, ..Sampling::default() };
+    for prompt in &prompts("gqa_bf16")[..2] {
+        let plain = run(&llama, vec![Request { sampling, ..greedy(prompt, 60) }], 512).remove(0);
+        for exit in 1..4 {
+            for draft in [1, 3, 8] {
+                let request = Request { sampling, ..greedy(prompt, 60) };
+                let request = drafting(request, Policy::Fixed, 4, exit, draft, None);
+                let (done, rows) = run(&llama, vec![request], 512).remove(0);
+                assert_eq!((&done.ids, &rows), (&plain.0.ids, &plain.1), "exit {exit}, draft {draft}");
+            }
+        }
+    }
+}
+
 /// Every instruction set and any number of threads: the same bits of logits, prompts included.
 #[test]
 fn machines_and_threads_do_not_show() {
