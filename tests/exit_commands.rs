@@ -183,8 +183,8 @@ fn mistakes_end_in_one_error() {
     eval(&path, "is empty");
     let (_latin, path) = file("latin.txt", b"caf\xe9");
     eval(&path, "is not UTF-8 (byte 3)");
-    let (_large, path) = file("large.txt", &vec![b'a'; (16 << 20) + 1]);
-    eval(&path, "more than 16 MiB");
+    let (_large, path) = file("large.txt", &vec![b'a'; (4 << 20) + 1]);
+    eval(&path, "more than 4 MiB");
     let (_text, path) = file("text.txt", TEXT.as_bytes());
     failed(&["eval", "--model", GQA, "--text", &path, "--context", "0"], 1, "--context");
     failed(&["eval", "--model", GQA, "--text", &path, "--threads", "100000"], 1, "--threads");
