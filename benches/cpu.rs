@@ -68,7 +68,7 @@ fn forward(c: &mut Criterion) {
         let prompt = rows(0, 512);
         group.bench_function("512", |b| {
             b.iter_custom(|n| {
-                timed(n, || llama.forward(0..layers, &prompt, &mut kv, &cache, &mut work).expect("a pass"))
+                timed(n, || llama.prefill(&prompt, &mut kv, &cache, &mut work).expect("a pass"))
             });
         });
         group.finish();

@@ -5,7 +5,8 @@ mod common;
 
 use std::{collections::HashMap, path::Path};
 
-use common::{GOLDEN, golden_dir, greedy, ids, json, load, run};
+use common::{GOLDEN, bits_hash, golden_dir, greedy, ids, json, load, run};
+use rayon::prelude::*;
 use warploom::{
     backend::{Cpu, Isa},
     checkpoint::Checkpoint,
@@ -103,7 +104,7 @@ fn machines_and_threads_do_not_show() {
         let mut first = None;
         for isa in Isa::available() {
             let llama = Llama::new(&checkpoint, Cpu::with_isa(isa).unwrap(), 512).unwrap();
-            for threads in [1, 2, 3] {
+            for threads in [1, 2, 3, 5] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let (done, rows) = pool.install(|| run(&llama, vec![greedy(prompt, 12)], 512).remove(0));
                 let first = first.get_or_insert_with(|| (done.ids.clone(), rows.clone()));
@@ -111,6 +112,25 @@ fn machines_and_threads_do_not_show() {
             }
         }
     }
+}
+
+/// Generations at once in one pool, and in tasks of the caller's own: none waits for another, and the bits stay.
+#[test]
+fn generations_share_a_pool() {
+    let llama = load(&golden_dir("gqa_bf16"), 512);
+    let prompt = &prompts("gqa_bf16")[1];
+    let generate = || {
+        let request = drafting(greedy(prompt, 40), Policy::Fixed, 4, 1, 4, None);
+        let (done, rows) = run(&llama, vec![request], 512).remove(0);
+        (done.ids, rows)
+    };
+    let alone = generate();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    std::thread::scope(|scope| {
+        let at_once = [0; 3].map(|_| scope.spawn(|| pool.install(generate)));
+        at_once.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), alone));
+    });
+    pool.install(|| (0..6).into_par_iter().for_each(|_| assert_eq!(generate(), alone)));
 }
 
 /// The demo, by every exit layer.
@@ -198,14 +218,28 @@ fn masks_and_released_pages() {
         let speculative = run(&llama, vec![request], 512).remove(0);
         assert_eq!(speculative.0.ids, plain.0.ids, "{text}");
         assert_eq!(speculative.1, plain.1, "{text}: logits");
-        // The whole text as a prompt: what follows each prefix is what was generated.
-        let all: Vec<u32> = prompt.iter().chain(&plain.0.ids).copied().collect();
-        for cut in [prompt.len() + 1, prompt.len() + 70, all.len() - 1] {
-            let again = run(&llama, vec![greedy(&all[..cut], 1)], 512).remove(0);
-            assert_eq!(again.0.ids[0], all[cut], "{text}, {cut} tokens of prompt");
-            assert_eq!(again.1[0], plain.1[cut - prompt.len()], "{text}, {cut} tokens of prompt: logits");
-        }
+        assert_eq!(in_one_pass(&llama, prompt, &plain.0.ids), plain.1, "{text}: one pass");
     }
+}
+
+/// Hashes of the logits that each of `generated` comes from, all decode rows in one pass.
+fn in_one_pass(llama: &Llama<Cpu>, prompt: &[u32], generated: &[u32]) -> Vec<u64> {
+    use warploom::{backend::Row, cache::Cache};
+    let ids = [prompt, generated].concat();
+    let (first, end) = (prompt.len() - 1, ids.len() - 1);
+    let pages = end.div_ceil(16);
+    let mut cache = Cache::new(pages, 16, 1, pages).unwrap();
+    let mut kv = llama.kv(pages).unwrap();
+    let mut work = llama.work(end, generated.len()).unwrap();
+    let sequence = cache.create().unwrap();
+    cache.append(sequence, end, &mut Vec::new()).unwrap();
+    let row = |position: usize| Row { token: ids[position], position, sequence };
+    let (prompt, decoded): (Vec<Row>, Vec<Row>) =
+        ((0..first).map(row).collect(), (first..end).map(row).collect());
+    llama.prefill(&prompt, &mut kv, &cache, &mut work).unwrap();
+    llama.forward(0..llama.config().layers, &decoded, &mut kv, &cache, &mut work).unwrap();
+    let logits = llama.head(0, decoded.len(), &mut work).unwrap();
+    logits.chunks(llama.config().vocab).map(bits_hash).collect()
 }
 
 #[test]

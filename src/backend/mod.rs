@@ -20,6 +20,19 @@ pub struct Row {
     pub sequence: usize,
 }
 
+/// What a row is for, which fixes the order of its sums. The caller names it; it never follows from the number of
+/// rows.
+///
+/// Within a class a row's result has the same bits whatever other rows are computed with it, so a prompt may be
+/// cut into any calls, and drafts may be verified in any company. Between the classes the last bits differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowClass {
+    /// A plain step, a draft or its verification: few rows, bound by reading the weights.
+    Decode,
+    /// A token of a prompt, whose keys and values alone are wanted: many rows, bound by arithmetic.
+    Prompt,
+}
+
 /// One matrix of a product and where its outputs go.
 pub struct Projection<'a, W> {
     /// `[outputs, inputs]`.
@@ -68,8 +81,9 @@ impl Heads {
 
 /// What a device offers to a forward pass.
 ///
-/// Buffers are matrices of activations, `[rows, width]` row after row. No operation allocates, and a row of
-/// its result has the same bits whatever other rows are computed with it. Arguments are checked by
+/// Buffers are matrices of activations, `[rows, width]` row after row. No operation on decode rows allocates, and a
+/// row of any result has the same bits whatever other rows are computed with it; a product's depend on the
+/// [`RowClass`], those of all other operations do not. Arguments are checked by
 /// `src/model`; an operation may panic on buffers that are too small, which the model never passes.
 pub trait Backend: Send + Sync {
     /// A weight matrix or vector, in the type it is stored in.
@@ -91,6 +105,12 @@ pub trait Backend: Send + Sync {
     /// Room for `pages` pages in each of `layers` layers.
     fn kv(&self, heads: Heads, layers: usize, pages: usize) -> Result<Self::Kv>;
 
+    /// Runs `operations` on decode rows, which follow each other closely, in whatever makes many short ones cheap: on
+    /// the CPU, threads that stay awake in between. Changes no result; may be nested.
+    fn pass<R: Send>(&self, operations: impl FnOnce() -> R + Send) -> R {
+        operations()
+    }
+
     /// `out[r] = table[rows[r].token]`; `out` is `[rows, width]`.
     fn embed(&self, table: &Self::Weight, rows: &[Row], out: &mut Self::Buffer);
     /// `out[r] = x[from + r] / √(mean(x²) + ε) · weight`, both `[_, width]`.
@@ -103,7 +123,8 @@ pub trait Backend: Send + Sync {
         eps: f32,
         out: &mut Self::Buffer,
     );
-    /// `out[r, column + n] ⟵ x[r] · weight[n] + bias[n]` for each projection; `out` is `[rows, width]`.
+    /// `out[r, column + n] ⟵ x[r] · weight[n] + bias[n]` for each projection; `out` is `[rows, width]`. All
+    /// rows are of one class.
     fn linear(
         &self,
         x: &Self::Buffer,
@@ -112,6 +133,7 @@ pub trait Backend: Send + Sync {
         out: &mut Self::Buffer,
         width: usize,
         epilogue: Epilogue,
+        class: RowClass,
     );
     /// Rotates q and k of every row by its angles and writes k and v to the row's place in the cache.
     /// `qkv` is `[rows, Heads::qkv()]`; `angles` is `[rows, head_dim]`: cosines, then sines.

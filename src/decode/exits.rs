@@ -37,7 +37,7 @@ pub struct Exit {
 
 /// The logits after the last token of `prompt` at every exit, 1 to L layers, each with its `top` highest.
 ///
-/// All tokens but the last go through every layer, as in generation, so exit n sees the keys and values that layers
+/// All tokens but the last are prefilled, as in generation, so exit n sees the keys and values that layers
 /// 0..n compute in any run.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ pub fn exit_logits<B: Backend>(llama: &Llama<B>, prompt: &[u32], top: usize) -> 
     let mut pass = Pass::new(llama, prompt.len())?;
     for chunk in prompt[..last].chunks(pass.work.rows()) {
         pass.push(chunk)?;
-        pass.forward(0, layers)?;
+        pass.prefill()?;
     }
     pass.push(&prompt[last..])?;
     (0..layers)
@@ -250,7 +250,12 @@ impl<'m, B: Backend> Pass<'m, B> {
         Ok(())
     }
 
-    /// Runs layers `from..to` over the rows.
+    /// Computes the keys and values of the rows in every layer, as rows of a prompt.
+    fn prefill(&mut self) -> Result<()> {
+        self.llama.prefill(&self.rows, &mut self.kv, &self.cache, &mut self.work)
+    }
+
+    /// Runs layers `from..to` over the rows, as decode rows.
     fn forward(&mut self, from: usize, to: usize) -> Result<()> {
         self.llama.forward(from..to, &self.rows, &mut self.kv, &self.cache, &mut self.work)
     }

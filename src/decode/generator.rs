@@ -29,7 +29,7 @@ pub struct Limits {
 }
 
 /// Most rows of one prefill pass: enough that each weight, once in the cache, meets many rows.
-const PREFILL_ROWS: usize = 256;
+const PREFILL_ROWS: usize = 512;
 /// Room for the activations of one prefill pass; wide models take fewer rows.
 const PREFILL_BYTES: usize = 24 << 20;
 /// Room for logits of one pass of the head; a long verification takes several.
@@ -76,9 +76,12 @@ impl<'m, B: Backend> Generator<'m, B> {
         let page = llama.backend().page_size();
         let per_sequence = limits.context.div_ceil(page);
         let row_bytes = 4 * (3 * config.hidden + 3 * config.heads * config.head_dim + config.intermediate);
-        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, PREFILL_ROWS).min(limits.context);
+        let window = Self::window(llama);
+        // Behind a short window a pass must not hold many more positions than are seen.
+        let most = window.map_or(PREFILL_ROWS, |window| PREFILL_ROWS.min(window.max(PREFILL_ROWS / 2)));
+        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, most).min(limits.context);
         let rows_per_round = limits.max_draft.min(MAX_DRAFT) + 1;
-        let held = match Self::window(llama) {
+        let held = match window {
             // What is seen, what one pass adds, and a page at either end that is held in part.
             Some(window) => (window.div_ceil(page) + prefill_rows.max(rows_per_round).div_ceil(page) + 2)
                 .min(per_sequence),
@@ -149,7 +152,8 @@ impl<'m, B: Backend> Generator<'m, B> {
     }
 
     /// Goes on in `slot` with a new request whose prompt repeats some of the slot's tokens, as a chat does:
-    /// what the cache holds of them is kept.
+    /// what the cache holds of them is kept. What was generated stays as decode rows computed it, in the same bits
+    /// plainly and speculatively; a fresh run would compute it as a part of its prompt, and differ in the last bits.
     ///
     /// # Errors
     /// As [`Generator::start`]; the slot is as it was then.
@@ -221,11 +225,12 @@ impl<'m, B: Backend> Generator<'m, B> {
         request.sampling.validate()
     }
 
-    /// The live sequence that shares most of `prompt` with its cached tokens, by at least a page.
+    /// The live sequence that shares most of `prompt` with its prefilled tokens, by at least a page. What it
+    /// generated is not shared: those were decode rows, and `prompt` alone would be computed as prompt rows.
     fn longest_shared(&self, prompt: &[u32]) -> Option<(usize, usize)> {
         let shared = |s: &Sequence| {
             let cached = self.cache.len(s.cached).unwrap_or(0);
-            common_prefix(&s.tokens[..cached.min(s.tokens.len())], &prompt[..prompt.len() - 1])
+            common_prefix(&s.tokens[..cached.min(s.prefilled)], &prompt[..prompt.len() - 1])
         };
         let whole =
             |s: &&Sequence| !self.cache.table(s.cached).unwrap_or(&[]).contains(&crate::cache::RELEASED);
@@ -261,6 +266,10 @@ impl<'m, B: Backend> Generator<'m, B> {
         prompt.iter().for_each(|id| sampler.see(*id));
         let q = if sampling.is_greedy() { Vec::new() } else { vec![0.0; drafts * vocab] };
         let length = prompt.len();
+        let prefilled = match &self.slots[slot] {
+            Some(before) if self.cache.len(cached)? > before.prefilled => before.prefilled,
+            _ => length - 1,
+        };
         let begun = Instant::now();
         let (computed, interrupted) = self.prefill(cached, &prompt[..length - 1])?;
         let mut tokens = prompt;
@@ -284,6 +293,7 @@ impl<'m, B: Backend> Generator<'m, B> {
             cached,
             tokens,
             prompt: length,
+            prefilled,
             max_tokens,
             sampler,
             policy,
@@ -298,10 +308,9 @@ impl<'m, B: Backend> Generator<'m, B> {
         Ok(())
     }
 
-    /// Runs all layers over the tokens that the cache does not hold yet; returns how many that were and
+    /// Computes the keys and values of the tokens that the cache does not hold yet; returns how many that were and
     /// whether it was interrupted on the way.
     fn prefill(&mut self, cached: usize, tokens: &[u32]) -> Result<(usize, bool)> {
-        let layers = self.llama.config().layers;
         let first = self.cache.len(cached)?;
         let mut done = first;
         while done < tokens.len() {
@@ -316,7 +325,7 @@ impl<'m, B: Backend> Generator<'m, B> {
                 position,
                 sequence: cached,
             }));
-            self.llama.forward(0..layers, &self.rows, &mut self.kv, &self.cache, &mut self.work)?;
+            self.llama.prefill(&self.rows, &mut self.kv, &self.cache, &mut self.work)?;
             done = end;
             self.release(cached, done)?;
         }

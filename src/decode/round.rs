@@ -64,8 +64,10 @@ impl<B: Backend> Generator<'_, B> {
         if self.order.is_empty() {
             return Ok(());
         }
-        self.draft(&mut bytes)?;
-        self.verify(&mut bytes)?;
+        self.llama.backend().pass(|| {
+            self.draft(&mut bytes)?;
+            self.verify(&mut bytes)
+        })?;
         self.accept(observer, &mut bytes)?;
         let seconds = begun.elapsed().as_secs_f64();
         for i in 0..self.order.len() {

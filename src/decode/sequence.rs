@@ -114,6 +114,9 @@ pub(super) struct Sequence {
     pub tokens: Vec<u32>,
     /// Length of the prompt in `tokens`.
     pub prompt: usize,
+    /// Leading tokens that were computed as prompt rows: all of the prompt but its last, less what
+    /// [`super::Generator::resume`] kept of generated ones.
+    pub prefilled: usize,
     pub max_tokens: usize,
     pub sampler: Sampler,
     pub policy: Option<Box<dyn ExitPolicy>>,

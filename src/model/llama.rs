@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::rope::Angles;
 use crate::{
-    backend::{Backend, Epilogue, Heads, Projection, Row},
+    backend::{Backend, Epilogue, Heads, Projection, Row, RowClass},
     cache::Cache,
     checkpoint::{Checkpoint, Config, Tensor},
     error::{Error, Result},
@@ -210,9 +210,9 @@ impl<B: Backend> Llama<B> {
         })
     }
 
-    /// Runs `layers` over `rows`. From layer 0 the residual stream begins with the tokens' embeddings;
-    /// from a later one it goes on from what `work.hidden` holds. The result is in `work.hidden`, before
-    /// any norm, one row for each of `rows`. Keys and values go to the pages of `cache`.
+    /// Runs `layers` over decode rows: plain steps, drafts, verifications. From layer 0 the residual stream begins
+    /// with the tokens' embeddings; from a later one it goes on from what `work.hidden` holds. The result is in
+    /// `work.hidden`, before any norm, one row for each of `rows`. Keys and values go to the pages of `cache`.
     ///
     /// # Errors
     /// [`Error::Argument`] for more rows than `work` holds, layers that do not exist, a token outside the
@@ -226,37 +226,35 @@ impl<B: Backend> Llama<B> {
         work: &mut Work<B>,
     ) -> Result<()> {
         self.check(&layers, rows, cache, work)?;
-        let config = &self.config;
-        let (b, n) = (&self.backend, rows.len());
-        let Heads { heads, kv_heads, head_dim } = self.heads;
-        for (row, angles) in rows.iter().zip(work.angles.chunks_exact_mut(head_dim)) {
-            self.angles.write(row.position, angles);
+        let mut pass = Pass { llama: self, class: RowClass::Decode, rows, kv, cache, work };
+        self.backend.pass(|| {
+            pass.begin(layers.start);
+            for index in layers {
+                pass.keys_values(index, Outputs::Hidden);
+                pass.hidden(index);
+            }
+        });
+        Ok(())
+    }
+
+    /// Computes the keys and values of prompt rows in every layer. What the last layer makes of them is not
+    /// computed, since no prompt row's logits are wanted: the last token of a prompt is a decode row.
+    /// `work.hidden` is left undefined.
+    ///
+    /// A prompt's keys and values have the same bits however it is cut into calls.
+    ///
+    /// # Errors
+    /// As [`Llama::forward`].
+    pub fn prefill(&self, rows: &[Row], kv: &mut B::Kv, cache: &Cache, work: &mut Work<B>) -> Result<()> {
+        let last = self.layers.len() - 1;
+        self.check(&(0..last + 1), rows, cache, work)?;
+        let mut pass = Pass { llama: self, class: RowClass::Prompt, rows, kv, cache, work };
+        pass.begin(0);
+        for index in 0..last {
+            pass.keys_values(index, Outputs::Hidden);
+            pass.hidden(index);
         }
-        if layers.start == 0 {
-            b.embed(&self.embedding, rows, &mut work.hidden);
-        }
-        let eps = config.rms_norm_eps;
-        for index in layers {
-            let layer = &self.layers[index];
-            b.rms_norm(&work.hidden, 0, n, &layer.input_norm, eps, &mut work.normed);
-            let [q, k, v] = &layer.qkv;
-            let qkv = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
-            b.linear(&work.normed, n, &qkv, &mut work.qkv, self.heads.qkv(), Epilogue::Store);
-            b.rope_append(&mut work.qkv, rows, &work.angles, kv, index, cache);
-            b.attention(&work.qkv, rows, &config.masks[index], kv, index, cache, &mut work.attended);
-            b.linear(
-                &work.attended,
-                n,
-                &[layer.output.at(0)],
-                &mut work.hidden,
-                config.hidden,
-                Epilogue::Add,
-            );
-            b.rms_norm(&work.hidden, 0, n, &layer.post_norm, eps, &mut work.normed);
-            let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
-            b.linear(&work.normed, n, &gate_up, &mut work.gated, config.intermediate, Epilogue::SwiGlu);
-            b.linear(&work.gated, n, &[layer.down.at(0)], &mut work.hidden, config.hidden, Epilogue::Add);
-        }
+        pass.keys_values(last, Outputs::KeysValues);
         Ok(())
     }
 
@@ -273,17 +271,14 @@ impl<B: Backend> Llama<B> {
             ));
         }
         let vocab = self.config.vocab;
-        self.backend.rms_norm(
-            &work.hidden,
-            from,
-            rows,
-            &self.norm,
-            self.config.rms_norm_eps,
-            &mut work.normed,
-        );
         let head =
             Projection { weight: self.head.as_ref().unwrap_or(&self.embedding), bias: None, column: 0 };
-        self.backend.linear(&work.normed, rows, &[head], &mut work.logits, vocab, Epilogue::Store);
+        let Work { hidden, normed, logits, .. } = &mut *work;
+        self.backend.pass(|| {
+            self.backend.rms_norm(hidden, from, rows, &self.norm, self.config.rms_norm_eps, normed);
+            let class = RowClass::Decode;
+            self.backend.linear(normed, rows, &[head], logits, vocab, Epilogue::Store, class);
+        });
         Ok(self.backend.read(&work.logits, 0, rows, vocab))
     }
 
@@ -312,5 +307,67 @@ impl<B: Backend> Llama<B> {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows of one class on their way through the layers.
+struct Pass<'p, B: Backend> {
+    llama: &'p Llama<B>,
+    class: RowClass,
+    rows: &'p [Row],
+    kv: &'p mut B::Kv,
+    cache: &'p Cache,
+    work: &'p mut Work<B>,
+}
+
+/// What is wanted of a layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outputs {
+    /// Its residual stream.
+    Hidden,
+    /// Its keys and values alone: queries are not computed.
+    KeysValues,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// The rows' angles and, at layer 0, embeddings.
+    fn begin(&mut self, layer: usize) {
+        let Pass { llama, rows, work, .. } = self;
+        let angles = work.angles.chunks_exact_mut(llama.heads.head_dim);
+        for (row, angles) in rows.iter().zip(angles) {
+            llama.angles.write(row.position, angles);
+        }
+        if layer == 0 {
+            llama.backend.embed(&llama.embedding, rows, &mut work.hidden);
+        }
+    }
+
+    /// First half of layer `index`: writes the rows' keys and values to the cache and, where the residual stream is
+    /// wanted, leaves their queries in `work.qkv`.
+    fn keys_values(&mut self, index: usize, outputs: Outputs) {
+        let Pass { llama, class, rows, kv, cache, work } = self;
+        let (b, n, layer) = (&llama.backend, rows.len(), &llama.layers[index]);
+        let Heads { heads, kv_heads, head_dim } = llama.heads;
+        b.rms_norm(&work.hidden, 0, n, &layer.input_norm, llama.config.rms_norm_eps, &mut work.normed);
+        let [q, k, v] = &layer.qkv;
+        let qkv = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
+        let wanted = if outputs == Outputs::Hidden { &qkv[..] } else { &qkv[1..] };
+        let width = llama.heads.qkv();
+        b.linear(&work.normed, n, wanted, &mut work.qkv, width, Epilogue::Store, *class);
+        b.rope_append(&mut work.qkv, rows, &work.angles, kv, index, cache);
+    }
+
+    /// Second half: attention and the feed-forward block, into the residual stream.
+    fn hidden(&mut self, index: usize) {
+        let Pass { llama, class, rows, kv, cache, work } = self;
+        let (b, n, layer) = (&llama.backend, rows.len(), &llama.layers[index]);
+        let Config { hidden, intermediate, rms_norm_eps, .. } = llama.config;
+        let (output, down) = ([layer.output.at(0)], [layer.down.at(0)]);
+        b.attention(&work.qkv, rows, &llama.config.masks[index], kv, index, cache, &mut work.attended);
+        b.linear(&work.attended, n, &output, &mut work.hidden, hidden, Epilogue::Add, *class);
+        b.rms_norm(&work.hidden, 0, n, &layer.post_norm, rms_norm_eps, &mut work.normed);
+        let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
+        b.linear(&work.normed, n, &gate_up, &mut work.gated, intermediate, Epilogue::SwiGlu, *class);
+        b.linear(&work.gated, n, &down, &mut work.hidden, hidden, Epilogue::Add, *class);
     }
 }

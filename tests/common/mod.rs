@@ -42,6 +42,11 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request { prompt: prompt.to_vec(), max_tokens, sampling: Sampling::default(), policy: None, eos: vec![] }
 }
 
+/// A hash of the bits of `logits`.
+pub fn bits_hash(logits: &[f32]) -> u64 {
+    logits.iter().fold(7u64, |h, x| (h ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Every row of logits that a token was chosen from, as bits.
 #[derive(Default)]
 pub struct Recorder {
@@ -53,8 +58,7 @@ impl Observer for Recorder {
         None
     }
     fn logits(&mut self, slot: usize, logits: &[f32]) {
-        let hash =
-            logits.iter().fold(7u64, |h, x| (h ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3));
+        let hash = bits_hash(logits);
         if self.rows.len() <= slot {
             self.rows.resize(slot + 1, Vec::new());
         }

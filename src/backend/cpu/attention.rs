@@ -1,28 +1,32 @@
-//! Attention over paged keys and values, one query row at a time.
+//! Attention over paged keys and values.
 //!
 //! A page holds [`PAGE`] positions of one layer and KV head: keys transposed, `[head_dim][PAGE]`, so that sixteen
 //! scores grow side by side and no lane is ever summed across; values `[PAGE][head_dim]`, each row filled
-//! up to whole lanes. A task is one row and one KV head: the keys and values are read once for all query
-//! heads of the group.
+//! up to whole lanes. A task is a few rows and one KV head; rows of one sequence run along its keys and values together,
+//! where the instruction set has the registers.
 //!
 //! Softmax is online over blocks of [`BLOCK`] absolute positions: block by block the running maximum, sum
 //! and output are rescaled. The blocks depend on the mask alone, so a row's result has the same bits
 //! whatever else is computed. Blocks without a visible key are skipped and their pages never touched;
 //! positions outside the mask may hold anything, NaN included.
 
-use rayon::prelude::*;
-
-use super::lanes::{Isa, Kernel, LANES, Lanes, exp};
+use super::{
+    crew,
+    lanes::{Isa, Kernel, LANES, Lanes, exp},
+    linear::Shared,
+};
 use crate::mask::Visible;
 
 /// Positions per page: one per lane.
 pub(super) const PAGE: usize = LANES;
 /// Pages per step of the online softmax: four independent chains of multiply-adds.
 const PAGES: usize = 4;
-/// Products of a query and a key or value number under which a pass is not worth waking another thread.
-const SERIAL: usize = 1 << 14;
+/// Products of a query and a key or value number under which a pass is not worth another thread's part in it.
+const SERIAL: usize = 1 << 13;
 /// Positions per step of the online softmax.
 const BLOCK: usize = PAGE * PAGES;
+/// Rows of a task: each key and value, once loaded, meets them all.
+const TILE: usize = 6;
 
 /// One layer's keys and values: `[page][kv_head]` of [`Shape::head_floats`] floats each.
 #[derive(Clone, Copy, Debug)]
@@ -86,103 +90,209 @@ pub(super) fn attention<'a>(
     pages: &[f32],
     out: &mut [f32],
 ) {
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
-    let group = shape.heads / shape.kv_heads * shape.head_dim;
+    let width = shape.heads * shape.head_dim;
+    assert!(qkv.len() >= rows * shape.qkv() && out.len() >= rows * width, "buffers hold the rows");
     let mut work = 0;
     for r in 0..rows {
-        work += row(r).visible.count() * shape.heads * shape.head_dim;
+        work += row(r).visible.count() * width;
     }
-    let task = |i: usize, out: &mut [f32]| {
-        let (r, head) = (i / shape.kv_heads, i % shape.kv_heads);
-        let q = &qkv[r * shape.qkv() + head * group..][..group];
-        isa.run(HeadTask { shape, scale, q, row: row(r), head, pages, out });
+    let threads = rayon::current_num_threads();
+    // Few rows are shared out one by one.
+    let tile = if rows.div_ceil(TILE) * shape.kv_heads < 2 * threads { 1 } else { TILE };
+    let tiles = rows.div_ceil(tile);
+    let tasks = tiles * shape.kv_heads;
+    let out = Shared(out.as_mut_ptr());
+    let task = |i: usize| {
+        // Row by row of the same head, whose keys and values stay in the cache.
+        let (head, first) = (i / tiles, i % tiles * tile);
+        let count = (rows - first).min(tile);
+        let rows = std::array::from_fn(|r| row(first + r.min(count - 1)));
+        isa.run(Task { shape, qkv, first, count, rows, head, pages, out });
     };
-    let out = &mut out[..rows * shape.heads * shape.head_dim];
-    if work < SERIAL || rayon::current_num_threads() == 1 {
-        out.chunks_exact_mut(group).enumerate().for_each(|(i, out)| task(i, out));
+    if work < SERIAL || threads == 1 {
+        (0..tasks).for_each(task);
     } else {
-        out.par_chunks_exact_mut(group).enumerate().for_each(|(i, out)| task(i, out));
+        crew::for_each(tasks, task);
     }
 }
 
-/// All query heads of one KV head, for one row.
-struct HeadTask<'a> {
+/// All query heads of one KV head, for `count` rows from `first` on.
+struct Task<'a> {
     shape: Shape,
-    scale: f32,
-    q: &'a [f32],
-    row: Row<'a>,
+    qkv: &'a [f32],
+    first: usize,
+    count: usize,
+    rows: [Row<'a>; TILE],
     head: usize,
     pages: &'a [f32],
+    out: Shared,
+}
+
+impl Kernel for Task<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Shape { heads, kv_heads, head_dim } = self.shape;
+        let group = heads / kv_heads;
+        for head in self.head * group..(self.head + 1) * group {
+            let mut row = 0;
+            while row < self.count {
+                let table = self.rows[row].table;
+                let mut same = 1;
+                while row + same < self.count && std::ptr::eq(self.rows[row + same].table, table) {
+                    same += 1;
+                }
+                let many = same == TILE && L::QUERIES >= TILE;
+                let mut queries: [Query; TILE] = std::array::from_fn(|_| Query::default());
+                let count = if many { TILE } else { 1 };
+                for (i, query) in queries[..count].iter_mut().enumerate() {
+                    let r = self.first + row + i;
+                    let at = r * heads * head_dim + head * head_dim;
+                    *query = Query {
+                        q: &self.qkv[r * self.shape.qkv() + head * head_dim..][..head_dim],
+                        visible: self.rows[row + i].visible,
+                        maximum: f32::NEG_INFINITY,
+                        total: 0.0,
+                        // SAFETY: `attention` checked that the output holds every row; no other task has
+                        // this row of this head.
+                        out: unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), head_dim) },
+                    };
+                }
+                let keys = Keys { shape: self.shape, pages: self.pages, head: self.head, table };
+                if many {
+                    attend::<L, TILE>(&keys, &mut queries);
+                } else {
+                    attend::<L, 1>(&keys, &mut queries[..1]);
+                }
+                row += count;
+            }
+        }
+    }
+}
+
+/// One query row of one head, and what has come of it so far.
+#[derive(Default)]
+struct Query<'a> {
+    q: &'a [f32],
+    visible: Visible,
+    /// Largest score of the blocks before.
+    maximum: f32,
+    /// Sum of their weights, relative to it.
+    total: f32,
+    /// Weighted sum of their values.
     out: &'a mut [f32],
 }
 
-impl Kernel for HeadTask<'_> {
+/// Keys and values of one sequence and KV head.
+struct Keys<'a> {
+    shape: Shape,
+    pages: &'a [f32],
+    head: usize,
+    table: &'a [u32],
+}
+
+impl<'a> Keys<'a> {
+    /// The keys and values of positions `index · PAGE` on.
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let d = self.shape.head_dim;
-        for (q, out) in self.q.chunks_exact(d).zip(self.out.chunks_exact_mut(d)) {
-            one_head::<L>(self.shape, self.scale, q, self.row, self.head, self.pages, out);
+    fn page(&self, index: usize) -> &'a [f32] {
+        let floats = self.shape.head_floats();
+        let page = self.table[index] as usize;
+        &self.pages[page * self.shape.page_floats() + self.head * floats..][..floats]
+    }
+}
+
+/// The attention of `R` queries of one sequence, block by block.
+#[inline(always)]
+fn attend<L: Lanes, const R: usize>(keys: &Keys, queries: &mut [Query]) {
+    // What any of them sees: the prefix's blocks, then the interval's that the prefix did not reach.
+    let (mut prefix, mut lo, mut hi) = (0, usize::MAX, 0);
+    for query in queries.iter_mut() {
+        query.out.fill(0.0);
+        prefix = prefix.max(query.visible.prefix);
+        lo = lo.min(query.visible.lo);
+        hi = hi.max(query.visible.hi);
+    }
+    let prefix_end = prefix.div_ceil(BLOCK);
+    for block in (0..prefix_end).chain((lo / BLOCK).max(prefix_end)..hi.div_ceil(BLOCK)) {
+        let mut visible = [0; R];
+        let mut all = true;
+        for (visible, query) in visible.iter_mut().zip(queries.iter()) {
+            let Visible { prefix, lo, hi } = query.visible;
+            *visible = slots(0, prefix, block) | slots(lo, hi, block);
+            all &= *visible != 0;
+        }
+        if !(all && add_block::<L, R>(keys, queries, block, visible)) {
+            for r in 0..R {
+                if visible[r] != 0 {
+                    add_block::<L, 1>(keys, &mut queries[r..=r], block, [visible[r]]);
+                }
+            }
+        }
+    }
+    for query in queries {
+        if query.total > 0.0 || query.total.is_nan() {
+            let inverse = 1.0 / query.total;
+            query.out.iter_mut().for_each(|o| *o *= inverse);
         }
     }
 }
 
+/// Adds a block of which each of `R` queries sees some position. Returns false, and changes nothing, if the
+/// scores of one of them are all −∞.
 #[inline(always)]
-fn one_head<L: Lanes>(
-    shape: Shape,
-    scale: f32,
-    q: &[f32],
-    row: Row,
-    head: usize,
-    pages: &[f32],
-    out: &mut [f32],
-) {
-    let Visible { prefix, lo, hi } = row.visible;
-    let head_floats = shape.head_floats();
-    let page_of = |index: usize| {
-        let page = row.table[index] as usize;
-        &pages[page * shape.page_floats() + head * head_floats..][..head_floats]
-    };
-    let mut maximum = f32::NEG_INFINITY;
-    let mut total = 0.0f32;
-    out.fill(0.0);
-    // The prefix's blocks, then the interval's that the prefix did not reach.
-    let prefix_end = prefix.div_ceil(BLOCK);
-    let blocks = (0..prefix_end).chain((lo / BLOCK).max(prefix_end)..hi.div_ceil(BLOCK));
-    for block in blocks {
-        let visible = slots(0, prefix, block) | slots(lo, hi, block);
-        let mut scores = [[f32::NEG_INFINITY; PAGE]; PAGES];
-        for (p, scores) in scores.iter_mut().enumerate() {
-            let visible = page_slots(visible, p);
-            if visible == 0 {
-                continue;
-            }
-            let dots = page_scores::<L>(q, &page_of(block * PAGES + p)[..q.len() * PAGE]);
-            for slot in 0..PAGE {
-                let seen = visible >> slot & 1 == 1;
-                scores[slot] = if seen { dots[slot] * scale } else { f32::NEG_INFINITY };
-            }
+#[allow(clippy::needless_range_loop)]
+fn add_block<L: Lanes, const R: usize>(
+    keys: &Keys,
+    queries: &mut [Query],
+    block: usize,
+    visible: [u64; R],
+) -> bool {
+    let scale = 1.0 / (keys.shape.head_dim as f32).sqrt();
+    let mut weights = [[[f32::NEG_INFINITY; PAGE]; PAGES]; R];
+    for p in 0..PAGES {
+        let mut any = 0;
+        for r in 0..R {
+            any |= page_slots(visible[r], p);
         }
-        let highest = highest(maximum, &scores);
-        if highest == f32::NEG_INFINITY {
+        if any == 0 {
             continue;
         }
-        let mut weights = scores;
+        let dots = page_scores::<L, R>(queries, keys.page(block * PAGES + p));
+        for r in 0..R {
+            let visible = page_slots(visible[r], p);
+            for slot in 0..PAGE {
+                weights[r][p][slot] = dots[r][slot] * scale;
+            }
+            if visible != u16::MAX {
+                for slot in 0..PAGE {
+                    let seen = visible >> slot & 1 == 1;
+                    weights[r][p][slot] = if seen { weights[r][p][slot] } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+    let mut highest = [0.0; R];
+    for r in 0..R {
+        highest[r] = largest(queries[r].maximum, &weights[r]);
+        if highest[r] == f32::NEG_INFINITY {
+            return false;
+        }
+    }
+    let mut rescale = [0.0; R];
+    for r in 0..R {
         let mut lanes = [0.0f32; PAGE];
-        for page in &mut weights {
+        for page in &mut weights[r] {
             for (weight, sum) in page.iter_mut().zip(&mut lanes) {
-                *weight = exp(*weight - highest);
+                *weight = exp(*weight - highest[r]);
                 *sum += *weight;
             }
         }
-        let rescale = exp(maximum - highest);
-        maximum = highest;
-        total = total.mul_add(rescale, L::load(&lanes).sum());
-        add_values::<L>(shape, &weights, visible, block, rescale, out, page_of);
+        let query = &mut queries[r];
+        rescale[r] = exp(query.maximum - highest[r]);
+        query.maximum = highest[r];
+        query.total = query.total.mul_add(rescale[r], L::load(&lanes).sum());
     }
-    if total > 0.0 || total.is_nan() {
-        let inverse = 1.0 / total;
-        out.iter_mut().for_each(|o| *o *= inverse);
-    }
+    add_values::<L, R>(keys, queries, &weights, visible, block, rescale);
+    true
 }
 
 /// The positions of `from..to` that lie in `block`, a bit each.
@@ -204,7 +314,7 @@ fn page_slots(visible: u64, p: usize) -> u16 {
 
 /// The largest of `maximum` and the scores. A NaN may win or lose; the weights become NaN either way.
 #[inline(always)]
-fn highest(maximum: f32, scores: &[[f32; PAGE]; PAGES]) -> f32 {
+fn largest(maximum: f32, scores: &[[f32; PAGE]; PAGES]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [maximum; PAGE];
     for page in scores {
@@ -222,68 +332,106 @@ fn highest(maximum: f32, scores: &[[f32; PAGE]; PAGES]) -> f32 {
     lanes[0]
 }
 
-/// The scores of one page's sixteen keys. Four chains over every fourth dimension hide the latency of
-/// the multiply-adds; they are added in pairs at the end.
+/// The scores of one page's sixteen keys against each query. Four chains over every fourth dimension hide the
+/// latency of the multiply-adds; they are added in pairs at the end.
 #[inline(always)]
-fn page_scores<L: Lanes>(q: &[f32], keys: &[f32]) -> [f32; PAGE] {
-    let mut sums = [L::splat(0.0); 4];
-    let one = L::splat(1.0);
-    let (quads, rest) = q.as_chunks::<4>();
-    let (key_rows, _) = keys.as_chunks::<PAGE>();
-    for (i, quad) in quads.iter().enumerate() {
+#[allow(clippy::needless_range_loop)]
+fn page_scores<L: Lanes, const R: usize>(queries: &[Query], page: &[f32]) -> [[f32; PAGE]; R] {
+    let mut q = [queries[0].q; R];
+    for r in 0..R {
+        q[r] = &queries[r].q[..q[0].len()];
+    }
+    let (rows, _) = page.as_chunks::<PAGE>();
+    let rows = &rows[..q[0].len()];
+    let mut sums = [[L::splat(0.0); 4]; R];
+    let quads = rows.len() / 4;
+    for quad in 0..quads {
         for c in 0..4 {
-            sums[c] = L::splat(quad[c]).mul_add(L::load(&key_rows[4 * i + c]), sums[c]);
+            let key = L::load(&rows[4 * quad + c]);
+            for r in 0..R {
+                sums[r][c] = L::splat(q[r][4 * quad + c]).mul_add(key, sums[r][c]);
+            }
         }
     }
-    for (c, q) in rest.iter().enumerate() {
-        sums[c] = L::splat(*q).mul_add(L::load(&key_rows[4 * quads.len() + c]), sums[c]);
+    for c in 0..rows.len() - 4 * quads {
+        let key = L::load(&rows[4 * quads + c]);
+        for r in 0..R {
+            sums[r][c] = L::splat(q[r][4 * quads + c]).mul_add(key, sums[r][c]);
+        }
     }
-    let sum = one.mul_add(one.mul_add(sums[0], sums[1]), one.mul_add(sums[2], sums[3]));
-    let mut out = [0.0; PAGE];
-    sum.store(&mut out);
+    let mut out = [[0.0; PAGE]; R];
+    for r in 0..R {
+        pairwise(sums[r]).store(&mut out[r]);
+    }
     out
 }
 
-/// `out = rescale · out + Σ weights[k] · V[k]` over the block's visible keys. Every fourth key goes to the same one of four
-/// sums, which hide each other's latency.
+/// The sum of four chains.
 #[inline(always)]
-fn add_values<'a, L: Lanes>(
-    shape: Shape,
-    weights: &[[f32; PAGE]; PAGES],
-    visible: u64,
+fn pairwise<L: Lanes>([a, b, c, d]: [L; 4]) -> L {
+    let one = L::splat(1.0);
+    one.mul_add(one.mul_add(a, b), one.mul_add(c, d))
+}
+
+/// `out = rescale · out + Σ weights[k] · V[k]` for each query over the block's keys that it sees. Every fourth key goes to
+/// the same one of four sums, which hide each other's latency.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn add_values<L: Lanes, const R: usize>(
+    keys: &Keys,
+    queries: &mut [Query],
+    weights: &[[[f32; PAGE]; PAGES]; R],
+    visible: [u64; R],
     block: usize,
-    rescale: f32,
-    out: &mut [f32],
-    page_of: impl Fn(usize) -> &'a [f32],
+    rescale: [f32; R],
 ) {
     const CHAINS: usize = 4;
-    let padded = shape.padded();
-    let one = L::splat(1.0);
+    let (d, padded) = (keys.shape.head_dim, keys.shape.padded());
     for first in (0..padded).step_by(LANES) {
-        let mut sums = [L::splat(0.0); CHAINS];
-        for (p, weights) in weights.iter().enumerate() {
-            let visible = page_slots(visible, p);
-            if visible == 0 {
+        let mut sums = [[L::splat(0.0); CHAINS]; R];
+        for p in 0..PAGES {
+            let (mut any, mut all) = (0, u16::MAX);
+            for r in 0..R {
+                any |= page_slots(visible[r], p);
+                all &= page_slots(visible[r], p);
+            }
+            if any == 0 {
                 continue;
             }
-            let values = &page_of(block * PAGES + p)[shape.head_dim * PAGE..];
-            let value = |slot: usize| -> &[f32; LANES] {
-                values[slot * padded + first..].first_chunk().expect("a row is whole lanes")
-            };
-            for (slot, weight) in weights.iter().enumerate() {
-                // What is not visible is skipped, not weighed with 0: it may be NaN.
-                if visible == u16::MAX || visible >> slot & 1 == 1 {
-                    let chain = slot % CHAINS;
-                    sums[chain] = L::splat(*weight).mul_add(L::load(value(slot)), sums[chain]);
+            let values = &keys.page(block * PAGES + p)[d * PAGE..][..PAGE * padded];
+            for quad in 0..PAGE / CHAINS {
+                for c in 0..CHAINS {
+                    let slot = quad * CHAINS + c;
+                    let value: &[f32; LANES] =
+                        values[slot * padded + first..].first_chunk().expect("a row is whole lanes");
+                    if all == u16::MAX {
+                        let value = L::load(value);
+                        for r in 0..R {
+                            sums[r][c] = L::splat(weights[r][p][slot]).mul_add(value, sums[r][c]);
+                        }
+                        continue;
+                    }
+                    for r in 0..R {
+                        // What is not visible is skipped, not weighed with 0: it may be NaN.
+                        if page_slots(visible[r], p) >> slot & 1 == 1 {
+                            sums[r][c] = L::splat(weights[r][p][slot]).mul_add(L::load(value), sums[r][c]);
+                        }
+                    }
                 }
             }
         }
-        let sum = one.mul_add(one.mul_add(sums[0], sums[1]), one.mul_add(sums[2], sums[3]));
-        let kept = out.len().min(first + LANES) - first;
-        let mut lanes = [0.0f32; LANES];
-        lanes[..kept].copy_from_slice(&out[first..first + kept]);
-        L::splat(rescale).mul_add(L::load(&lanes), sum).store(&mut lanes);
-        out[first..first + kept].copy_from_slice(&lanes[..kept]);
+        for r in 0..R {
+            let (scale, sum) = (L::splat(rescale[r]), pairwise(sums[r]));
+            let out = &mut queries[r].out[first..d.min(first + LANES)];
+            if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+                scale.mul_add(L::load(out), sum).store(out);
+            } else {
+                let mut lanes = [0.0f32; LANES];
+                lanes[..out.len()].copy_from_slice(out);
+                scale.mul_add(L::load(&lanes), sum).store(&mut lanes);
+                out.copy_from_slice(&lanes[..out.len()]);
+            }
+        }
     }
 }
 
@@ -377,6 +525,60 @@ mod tests {
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             let first = first.get_or_insert_with(|| out.clone());
             assert_eq!(bits(first), bits(&out), "{isa:?} {shape:?} {mask} at {positions}");
+        }
+    }
+
+    /// Rows of two sequences in one call, at positions that sit anywhere in a block and with NaN where no row sees: each has the
+    /// bits that it has alone, on any instruction set, for one thread and several.
+    #[test]
+    fn company_does_not_show() {
+        let mut state = 5;
+        let pools = [1, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+        for (heads, kv_heads, head_dim) in [(6, 2, 16), (2, 1, 26), (4, 4, 80)] {
+            let shape = Shape { heads, kv_heads, head_dim };
+            for mask in ["full", "window:5", "window:66+sinks:3", "chunk:17"] {
+                let mask: Mask = mask.parse().unwrap();
+                const POSITIONS: usize = 150;
+                let count = POSITIONS.div_ceil(PAGE) as u32;
+                let tables: [Vec<u32>; 2] = [(0..count).collect(), (count..2 * count).rev().collect()];
+                let mut pages = vec![f32::NAN; 2 * count as usize * shape.page_floats()];
+                for table in &tables {
+                    for position in 0..POSITIONS {
+                        let vector: Vec<f32> =
+                            (0..2 * kv_heads * head_dim).map(|_| noise(&mut state)).collect();
+                        let (key, value) = vector.split_at(kv_heads * head_dim);
+                        let page = table[position / PAGE] as usize * shape.page_floats();
+                        append(shape, &mut pages[page..][..shape.page_floats()], position % PAGE, key, value);
+                    }
+                }
+                // Runs of 34 and 41 rows, then single ones of either sequence in turns.
+                let places: Vec<(usize, usize)> = (50..84)
+                    .map(|position| (0, position))
+                    .chain((0..41).map(|position| (1, position)))
+                    .chain((60..70).map(|position| (position % 2, position)))
+                    .chain((140..150).map(|position| (1, position)))
+                    .collect();
+                let row = |r: usize| {
+                    let (sequence, position) = places[r];
+                    Row { table: &tables[sequence], visible: mask.visible(position, POSITIONS, 0) }
+                };
+                let width = heads * head_dim;
+                let qkv: Vec<f32> = (0..places.len() * shape.qkv()).map(|_| noise(&mut state)).collect();
+                let mut alone = vec![f32::NAN; places.len() * width];
+                for (r, out) in alone.chunks_exact_mut(width).enumerate() {
+                    let qkv = &qkv[r * shape.qkv()..][..shape.qkv()];
+                    attention(Isa::Portable, shape, qkv, 1, |_| row(r), &pages, out);
+                }
+                assert!(alone.iter().all(|x| x.is_finite()));
+                for isa in Isa::available() {
+                    for pool in &pools {
+                        let mut out = vec![f32::NAN; places.len() * width];
+                        pool.install(|| attention(isa, shape, &qkv, places.len(), row, &pages, &mut out));
+                        let same = out.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{isa:?} {shape:?} {mask}");
+                    }
+                }
+            }
         }
     }
 

@@ -86,6 +86,10 @@ pub(super) trait Lanes: Copy {
     type Part: Part;
     /// Activation rows whose sums, for four weight rows, fit the registers of this instruction set.
     const ROWS: usize;
+    /// Activation rows whose sums, for two registers of outputs, fit as well.
+    const TILE: usize;
+    /// Query rows of which four sums each fit.
+    const QUERIES: usize;
 
     /// All lanes equal to `x`.
     fn splat(x: f32) -> Self;
@@ -99,6 +103,11 @@ pub(super) trait Lanes: Copy {
     fn sum(self) -> f32;
     /// [`Lanes::sum`] of each of four, which cost little more than one together.
     fn sum4(of: [Self; 4]) -> [f32; 4];
+    /// Writes the transpose of eight rows of eight floats, `from_stride` apart, to rows `to_stride` apart.
+    ///
+    /// # Safety
+    /// Both blocks are there.
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
 }
 
 /// As many of the sixteen lanes as one register holds.
@@ -109,6 +118,8 @@ pub(super) trait Part: Copy {
     const WIDTH: usize;
     /// All lanes 0.
     fn zero() -> Self;
+    /// All lanes equal to `x`.
+    fn splat(x: f32) -> Self;
     /// # Safety
     /// `WIDTH` floats are there.
     unsafe fn load(from: *const f32) -> Self;
@@ -137,6 +148,8 @@ pub(super) struct Portable([f32; LANES]);
 impl Lanes for Portable {
     type Part = Portable;
     const ROWS: usize = 2;
+    const TILE: usize = 2;
+    const QUERIES: usize = 1;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -170,6 +183,15 @@ impl Lanes for Portable {
     fn sum4(of: [Self; 4]) -> [f32; 4] {
         [of[0].sum(), of[1].sum(), of[2].sum(), of[3].sum()]
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller's.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) }
+            }
+        }
+    }
 }
 
 impl Part for Portable {
@@ -178,6 +200,10 @@ impl Part for Portable {
     #[inline(always)]
     fn zero() -> Self {
         Portable([0.0; LANES])
+    }
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Portable([x; LANES])
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
@@ -323,6 +349,9 @@ mod x86 {
         type Part = Avx512;
         // 24 sums, 6 activations and a weight of 32 registers.
         const ROWS: usize = 6;
+        // 24 sums, two weights and an activation.
+        const TILE: usize = 12;
+        const QUERIES: usize = 6;
 
         #[inline(always)]
         fn splat(x: f32) -> Self {
@@ -359,6 +388,10 @@ mod x86 {
                 sum8x4(eight)
             }
         }
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe { transpose8(from, from_stride, to, to_stride) }
+        }
     }
 
     // SAFETY of every block below: as above; the pointers are the caller's.
@@ -369,6 +402,10 @@ mod x86 {
         #[inline(always)]
         fn zero() -> Self {
             Avx512(unsafe { _mm512_setzero_ps() })
+        }
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            Lanes::splat(x)
         }
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
@@ -412,6 +449,9 @@ mod x86 {
         type Part = Avx2Half;
         // 12 sums, 3 activations and a weight of 16 registers.
         const ROWS: usize = 3;
+        // 12 sums, two weights and an activation.
+        const TILE: usize = 6;
+        const QUERIES: usize = 1;
 
         #[inline(always)]
         fn splat(x: f32) -> Self {
@@ -446,6 +486,10 @@ mod x86 {
                 sum8x4(eight)
             }
         }
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe { transpose8(from, from_stride, to, to_stride) }
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -459,6 +503,10 @@ mod x86 {
         #[inline(always)]
         fn zero() -> Self {
             Avx2Half(unsafe { _mm256_setzero_ps() })
+        }
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            Avx2Half(unsafe { _mm256_set1_ps(x) })
         }
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
@@ -490,6 +538,39 @@ mod x86 {
         #[inline(always)]
         fn prefetch(at: *const u8) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+    }
+
+    /// [`Lanes::transpose`]: pairs of rows interleave, then pairs of pairs, then halves change places.
+    ///
+    /// # Safety
+    /// The processor has AVX2, and both blocks are there.
+    #[inline(always)]
+    unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut rows = [_mm256_setzero_ps(); 8];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm256_loadu_ps(from.add(i * from_stride));
+            }
+            let mut pairs = [_mm256_setzero_ps(); 8];
+            for i in (0..8).step_by(2) {
+                pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut quads = [_mm256_setzero_ps(); 8];
+            for i in (0..8).step_by(4) {
+                quads[i] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[i], pairs[i + 2]);
+                quads[i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[i], pairs[i + 2]);
+                quads[i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[i + 1], pairs[i + 3]);
+                quads[i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[i + 1], pairs[i + 3]);
+            }
+            for j in 0..4 {
+                let low = _mm256_permute2f128_ps::<0x20>(quads[j], quads[j + 4]);
+                let high = _mm256_permute2f128_ps::<0x31>(quads[j], quads[j + 4]);
+                _mm256_storeu_ps(to.add(j * to_stride), low);
+                _mm256_storeu_ps(to.add((j + 4) * to_stride), high);
+            }
         }
     }
 

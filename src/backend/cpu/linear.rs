@@ -1,4 +1,4 @@
-//! y = x · Wᵀ, the weights read in the type they are stored in.
+//! y = x · Wᵀ for decode rows, the weights read in the type they are stored in.
 //!
 //! A weight row and an activation row meet in one dot product: sixteen partial sums over k mod 16, each a
 //! chain of fused multiply-adds in order of k, then one fixed tree. A dot product never depends on what is
@@ -11,9 +11,10 @@
 //! four weight rows is bound by memory; up to six (AVX-512) or three (AVX2) keep all their sums in registers
 //! and are bound by the multiply-adds.
 
-use rayon::prelude::*;
-
-use super::lanes::{Bf16, Element, F16, F32, Isa, Kernel, LANES, Lanes, Part as _, element, exp};
+use super::{
+    crew,
+    lanes::{Bf16, Element, F16, F32, Isa, Kernel, LANES, Lanes, Part as _, element, exp},
+};
 use crate::checkpoint::Dtype;
 
 /// Weight rows that meet the activations together.
@@ -21,8 +22,8 @@ const WEIGHT_ROWS: usize = 4;
 /// Bytes of weights that meet all activation rows before the next ones are read: they stay in the
 /// second-level cache.
 const BLOCK_BYTES: usize = 192 << 10;
-/// Estimated cycles under which a product is not worth waking another thread.
-const SERIAL: usize = 8_000;
+/// Estimated cycles under which a product is not worth another thread's part in it.
+const SERIAL: usize = 3_000;
 
 /// A matrix in memory as the file holds it: `rows × columns`, row after row.
 #[derive(Clone, Copy)]
@@ -66,21 +67,8 @@ pub(super) fn linear(
     width: usize,
     epilogue: Epilogue,
 ) {
+    let led = check(x, rows, parts, out, width, epilogue);
     let columns = parts[0].weight.columns;
-    assert!(x.len() >= rows * columns && out.len() >= rows * width, "buffers hold the rows");
-    // Under SwiGLU the second part rides along with the first.
-    let led = if epilogue == Epilogue::SwiGlu { &parts[..1] } else { parts };
-    for part in parts {
-        let w = part.weight;
-        assert!(w.columns == columns && w.bytes.len() == w.rows * w.columns * w.dtype.size(), "weight shape");
-        assert!(part.bias.is_none_or(|b| b.bytes.len() == w.rows * b.dtype.size()), "bias shape");
-    }
-    for part in led {
-        assert!(part.column + part.weight.rows <= width, "outputs fit a row");
-    }
-    if epilogue == Epilogue::SwiGlu {
-        assert!(parts.len() == 2 && parts[0].weight.rows == parts[1].weight.rows, "gate and up are alike");
-    }
     let tiles = |part: &Part| part.weight.rows.div_ceil(WEIGHT_ROWS);
     let total: usize = led.iter().map(tiles).sum();
     let target = Shared(out.as_mut_ptr());
@@ -112,14 +100,43 @@ pub(super) fn linear(
     if threads == 1 || cycles < SERIAL {
         return run(0, total);
     }
-    let shares = (threads * if cycles < 20 * SERIAL { 1 } else { 4 }).min(total);
-    (0..shares).into_par_iter().for_each(|s| run(total * s / shares, total * (s + 1) / shares));
+    // One run through memory for each thread: where a run begins, nothing has been asked for ahead, and the tiles
+    // prefetched behind its end are another's. Smaller shares, dealt out as threads come free, were slower.
+    let shares = threads.min(total);
+    crew::for_each(shares, |s| run(total * s / shares, total * (s + 1) / shares));
 }
 
-/// The output, of which every task writes columns of its own.
+/// Panics unless the buffers hold `rows` rows and the parts are of one product; returns the parts that lead it:
+/// under SwiGLU the second rides along with the first.
+pub(super) fn check<'a, 'w>(
+    x: &[f32],
+    rows: usize,
+    parts: &'a [Part<'w>],
+    out: &[f32],
+    width: usize,
+    epilogue: Epilogue,
+) -> &'a [Part<'w>] {
+    let columns = parts[0].weight.columns;
+    assert!(x.len() >= rows * columns && out.len() >= rows * width, "buffers hold the rows");
+    let led = if epilogue == Epilogue::SwiGlu { &parts[..1] } else { parts };
+    for part in parts {
+        let w = part.weight;
+        assert!(w.columns == columns && w.bytes.len() == w.rows * w.columns * w.dtype.size(), "weight shape");
+        assert!(part.bias.is_none_or(|b| b.bytes.len() == w.rows * b.dtype.size()), "bias shape");
+    }
+    for part in led {
+        assert!(part.column + part.weight.rows <= width, "outputs fit a row");
+    }
+    if epilogue == Epilogue::SwiGlu {
+        assert!(parts.len() == 2 && parts[0].weight.rows == parts[1].weight.rows, "gate and up are alike");
+    }
+    led
+}
+
+/// The output, of which every task writes places of its own.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32);
-// SAFETY: `linear` gives each task tiles, and so columns, that no other task has, and waits for all.
+pub(super) struct Shared(pub *mut f32);
+// SAFETY: each task of a product has outputs that no other task has, and the product waits for all.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -174,7 +191,7 @@ impl<E: Element> Kernel for Typed<'_, E> {
 fn tile_rows<L: Lanes, E: Element, const X: usize>(task: &Task, n: usize, x: usize) {
     let count = (task.part.weight.rows - n).min(WEIGHT_ROWS);
     let mut sums = dots::<L, E, X>(task, &task.part.weight, n, count, x);
-    add_bias(&mut sums, task.part.bias, n, count);
+    sums.iter_mut().for_each(|sums| add_bias(&mut sums[..count], task.part.bias, n));
     if let Some(up) = task.up {
         let mut ups = match up.weight.dtype {
             // Gate and up nearly always share a type, which this compiles to the same code.
@@ -182,7 +199,7 @@ fn tile_rows<L: Lanes, E: Element, const X: usize>(task: &Task, n: usize, x: usi
             Dtype::F16 => dots::<L, F16, X>(task, &up.weight, n, count, x),
             Dtype::F32 => dots::<L, F32, X>(task, &up.weight, n, count, x),
         };
-        add_bias(&mut ups, up.bias, n, count);
+        ups.iter_mut().for_each(|ups| add_bias(&mut ups[..count], up.bias, n));
         swiglu(sums.as_flattened_mut(), ups.as_flattened());
     }
     for (j, sums) in sums.iter().enumerate() {
@@ -198,7 +215,7 @@ fn tile_rows<L: Lanes, E: Element, const X: usize>(task: &Task, n: usize, x: usi
 
 /// gate ⟵ silu(gate) · up, in whole vectors.
 #[inline(always)]
-fn swiglu(gates: &mut [f32], ups: &[f32]) {
+pub(super) fn swiglu(gates: &mut [f32], ups: &[f32]) {
     for (gates, ups) in gates.chunks_mut(LANES).zip(ups.chunks(LANES)) {
         let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
         gate[..gates.len()].copy_from_slice(gates);
@@ -210,12 +227,12 @@ fn swiglu(gates: &mut [f32], ups: &[f32]) {
     }
 }
 
+/// Adds elements n.. of `bias` to one row's sums.
 #[inline(always)]
-fn add_bias(sums: &mut [[f32; WEIGHT_ROWS]], bias: Option<Matrix>, n: usize, count: usize) {
+pub(super) fn add_bias(sums: &mut [f32], bias: Option<Matrix>, n: usize) {
     if let Some(bias) = bias {
-        for i in 0..count {
-            let b = element(bias.dtype, bias.bytes, n + i);
-            sums.iter_mut().for_each(|sums| sums[i] += b);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum += element(bias.dtype, bias.bytes, n + i);
         }
     }
 }
@@ -316,11 +333,11 @@ fn dots<L: Lanes, E: Element, const X: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Numbers that are not round, from a small generator.
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
+    pub(in super::super) fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         (0..n)
             .map(|_| {
@@ -330,7 +347,8 @@ mod tests {
             .collect()
     }
 
-    fn stored(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    /// `values` as a file holds them.
+    pub(in super::super) fn stored(values: &[f32], dtype: Dtype) -> Vec<u8> {
         match dtype {
             Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),

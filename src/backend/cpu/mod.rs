@@ -1,9 +1,12 @@
 //! The CPU backend: plain Rust over rayon, weights used where the file's map holds them.
 //!
 //! Activations, keys, values and sums are f32 whatever the weights' type. Start from [`Cpu`]; one file per
-//! idea: `lanes` (sixteen lanes on three instruction sets), `linear`, `attention`, `pointwise`.
+//! idea: `lanes` (sixteen lanes on three instruction sets), `linear` (products of decode rows), `gemm` (of prompt rows),
+//! `attention`, `pointwise`, `crew` (the threads of a decode pass).
 
 mod attention;
+mod crew;
+mod gemm;
 mod lanes;
 mod linear;
 mod pointwise;
@@ -16,7 +19,7 @@ use self::{
     attention::{PAGE, Shape},
     linear::{Matrix, Part},
 };
-use super::{Backend, Epilogue, Heads, Projection, Row};
+use super::{Backend, Epilogue, Heads, Projection, Row, RowClass};
 use crate::{
     cache::Cache,
     checkpoint::Tensor,
@@ -24,17 +27,22 @@ use crate::{
     mask::Mask,
 };
 
+/// Rows up to which an operation on each of them is not worth waking another thread.
+const SERIAL_ROWS: usize = 64;
+
 /// The processor that this runs on. Work is spread over the current rayon pool; calls come fastest from
 /// within it ([`rayon::ThreadPool::install`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     isa: Isa,
+    /// At least one. Asked for once: the answer comes out of the system's files.
+    cores: usize,
 }
 
 impl Cpu {
     /// With the best instruction set of this processor.
     pub fn new() -> Self {
-        Cpu { isa: Isa::detect() }
+        Cpu { isa: Isa::detect(), cores: cores() }
     }
 
     /// With a given instruction set.
@@ -43,7 +51,7 @@ impl Cpu {
     /// [`Error::Argument`] if this processor lacks it.
     pub fn with_isa(isa: Isa) -> Result<Self> {
         if Isa::available().contains(&isa) {
-            Ok(Cpu { isa })
+            Ok(Cpu { isa, cores: cores() })
         } else {
             Err(Error::argument("isa", format!("this processor has no {}", isa.name())))
         }
@@ -53,6 +61,10 @@ impl Cpu {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Default for Cpu {
@@ -155,6 +167,10 @@ impl Backend for Cpu {
         Ok(Pages { floats: zeros("the KV cache", floats)?, layers, pages, shape })
     }
 
+    fn pass<R: Send>(&self, operations: impl FnOnce() -> R + Send) -> R {
+        crew::muster(self.cores, operations)
+    }
+
     fn embed(&self, table: &Tensor, rows: &[Row], out: &mut Vec<f32>) {
         let table = matrix(table);
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(table.columns)) {
@@ -176,7 +192,7 @@ impl Backend for Cpu {
         let one = |(x, out): (&[f32], &mut [f32])| pointwise::rms_norm(self.isa, x, weight, eps, out);
         let x = &x[from * width..][..rows * width];
         let out = &mut out[..rows * width];
-        if rows < 8 {
+        if rows <= SERIAL_ROWS {
             x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(one);
         } else {
             x.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).for_each(one);
@@ -191,13 +207,18 @@ impl Backend for Cpu {
         out: &mut Vec<f32>,
         width: usize,
         epilogue: Epilogue,
+        class: RowClass,
     ) {
+        let product = match class {
+            RowClass::Decode => linear::linear,
+            RowClass::Prompt => gemm::gemm,
+        };
         let epilogue = match epilogue {
             Epilogue::Store => linear::Epilogue::Store,
             Epilogue::Add => linear::Epilogue::Add,
             Epilogue::SwiGlu => linear::Epilogue::SwiGlu,
         };
-        let mut run = |parts: &[Part]| linear::linear(self.isa, x, rows, parts, out, width, epilogue);
+        let mut run = |parts: &[Part]| product(self.isa, x, rows, parts, out, width, epilogue);
         match projections {
             [a] => run(&[part(a)]),
             [a, b] => run(&[part(a), part(b)]),
@@ -217,14 +238,22 @@ impl Backend for Cpu {
     ) {
         let shape = kv.shape;
         let Shape { heads, kv_heads, head_dim } = shape;
-        let angles = angles.chunks_exact(head_dim);
-        for ((row, qkv), angles) in rows.iter().zip(qkv.chunks_exact_mut(shape.qkv())).zip(angles) {
+        let rotated = (heads + kv_heads) * head_dim;
+        let rotate = |(qkv, angles): (&mut [f32], &[f32])| {
             let (cos, sin) = angles.split_at(head_dim / 2);
-            let (rotated, value) = qkv.split_at_mut((heads + kv_heads) * head_dim);
-            for head in rotated.chunks_exact_mut(head_dim) {
+            for head in qkv[..rotated].chunks_exact_mut(head_dim) {
                 pointwise::rotate(head, cos, sin);
             }
-            let key = &rotated[heads * head_dim..];
+        };
+        let qkv = &mut qkv[..rows.len() * shape.qkv()];
+        let angles = &angles[..rows.len() * head_dim];
+        if rows.len() <= SERIAL_ROWS {
+            qkv.chunks_exact_mut(shape.qkv()).zip(angles.chunks_exact(head_dim)).for_each(rotate);
+        } else {
+            qkv.par_chunks_exact_mut(shape.qkv()).zip(angles.par_chunks_exact(head_dim)).for_each(rotate);
+        }
+        for (row, qkv) in rows.iter().zip(qkv.chunks_exact(shape.qkv())) {
+            let (key, value) = qkv[heads * head_dim..].split_at(kv_heads * head_dim);
             let page = table(cache, row.sequence)[row.position / PAGE];
             attention::append(shape, kv.page(layer, page), row.position % PAGE, key, value);
         }
