@@ -300,3 +300,42 @@ fn mistakes_end_in_one_error() {
     std::fs::remove_file(folder.0.path().join("tokenizer.json")).unwrap();
     folder.failed(&[], hello, "tokenizer.json");
 }
+
+/// The golden checkpoint answers with noise; a template that ignores what it said and shows its structure instead.
+const CALLS: &str = "{{ bos_token }}{% for message in messages %}\
+{{ message.role ~ ':' ~ message.content ~ (message.tool_calls | default('')) ~ '>' ~ (message.tool_call_id | default('')) ~ ';' }}\
+{% endfor %}";
+
+#[test]
+fn a_tool_answers_the_model() {
+    let folder = Folder::new(CALLS);
+    let turns = folder.turns(&["-n", "3"], "Hello\n/tool 22 degrees\n/toolbox\n");
+    // What is no call stays what was said.
+    let said = Message::new("assistant", text(&turns[0]));
+    let mut talk = vec![Message::new("user", "Hello"), said, Message::new("tool", "22 degrees")];
+    assert_eq!(ids(&turns[1]["prompt_ids"]), folder.encode(&talk, None));
+    talk.extend([Message::new("assistant", text(&turns[1])), Message::new("user", "/toolbox")]);
+    assert_eq!(ids(&turns[2]["prompt_ids"]), folder.encode(&talk, None));
+    for lines in ["/tool 22\n", "/tool\n"] {
+        folder.failed(&[], lines.as_bytes(), "/tool: answers a call, and the model has made none");
+    }
+}
+
+#[test]
+fn what_is_too_long_is_refused_before_it_is_encoded() {
+    let folder = Folder::new(HEADERS);
+    let long = "word ".repeat(200_000);
+    folder.failed(&[], long.as_bytes(), "more than 512 positions");
+    folder.failed(&["--system", &long[..100_000]], b"Hello\n", "shorten the message");
+    let tools =
+        folder.file("tools.json", json!([{ "description": &long[..900_000] }]).to_string().as_bytes());
+    folder.failed(&["--tools", &tools], b"Hello\n", "shorten the message or --tools");
+    folder.file("tools.json", &[b"[", &b"[],".repeat(400_000)[..], b"0]"].concat());
+    folder.failed(&["--tools", &tools], b"Hello\n", "more than 1 MiB");
+    // A conversation grows until there is no room for another turn.
+    let turns = "the lamp of the king\n".repeat(100);
+    let output = folder.chat(&["-n", "2", "--json"], turns.as_bytes());
+    let answered = String::from_utf8(output.stdout.clone()).unwrap().lines().count();
+    assert!((10..100).contains(&answered), "{answered}");
+    check_failure(output, "the conversation needs more than 512 positions");
+}

@@ -391,6 +391,39 @@ fn ctrl_c_ends_with_what_there_is() {
     );
 }
 
+/// Ctrl-C in the middle of the timed runs, and before there is anything to compare.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_comparison_with_what_was_measured() {
+    let run = |milliseconds: u64| {
+        let mut command = command(&["compare", "-n", "400", "--runs", "1000", "--json"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let status = child.wait().unwrap();
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (status, stdout, stderr)
+    };
+    let (status, stdout, stderr) = run(4000);
+    assert!(status.success(), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&report["equal"], &report["interrupted"]), (&json!(true), &json!(true)));
+    assert!(report["plain"]["runs"].as_array().unwrap().len() < 1000);
+    assert_eq!(report["plain"]["ids"], report["speculative"]["ids"]);
+    assert_eq!(report["plain"]["logits_hash"], report["speculative"]["logits_hash"]);
+    // However early it comes, it ends in a report, in a word on why there is none, or, before there is a handler, at once.
+    for milliseconds in [0, 5, 20, 60, 150, 300] {
+        let (status, stdout, stderr) = run(milliseconds);
+        match status.code() {
+            Some(0) => assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["equal"], true),
+            Some(_) => assert!(stdout.is_empty() && stderr.starts_with("interrupted before"), "{stderr}"),
+            None => assert!(stdout.is_empty() && stderr.is_empty(), "{stderr}"),
+        }
+    }
+}
+
 #[test]
 fn a_closed_pipe_ends_quietly() {
     let dir = tempfile::tempdir().unwrap();
@@ -429,6 +462,12 @@ fn fails(arguments: &[&str], code: i32, part: &str) {
     if code == 1 {
         assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
     }
+}
+
+fn dir_with(name: &str, content: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(name), content).unwrap();
+    dir
 }
 
 #[test]
@@ -481,8 +520,39 @@ fn options_that_cannot_be_are_refused() {
     fails(
         &["generate", "--model", &gqa, "--prompt", &"word ".repeat(2000)],
         1,
-        "leave no room in a context of 512",
+        "leave no room in the model's context of 512",
     );
+    // Known to be too long before it is encoded: a prompt of a megabyte.
+    let long = dir_with("prompts.txt", &format!("light\n{}\n", "word ".repeat(200_000)));
+    let file = long.path().join("prompts.txt");
+    fails(
+        &["generate", "--model", &gqa, "--prompts", file.to_str().unwrap()],
+        1,
+        "--prompts: line 2: its tokens, more than 512, leave no room",
+    );
+    fails(
+        &["compare", "--model", &gqa, "--prompt", &"word ".repeat(2000)],
+        1,
+        "--prompt: its tokens, more than 512",
+    );
+    fails(
+        &["logits", "--model", &gqa, "--prompt", &"word ".repeat(2000)],
+        1,
+        "--prompt: its tokens, more than 512",
+    );
+    let large = dir_with("prompts.txt", &"And God said\n".repeat(700_000));
+    fails(
+        &["generate", "--prompts", large.path().join("prompts.txt").to_str().unwrap()],
+        1,
+        "is larger than 8 MiB",
+    );
+    // The parser of the command line names the option; the reason does not name it again.
+    for (option, value) in
+        [("--policy", "sometimes"), ("--attention", "stripes"), ("--attention", "window:0")]
+    {
+        let stderr = String::from_utf8(output(&["generate", "--prompt", "a", option, value]).stderr).unwrap();
+        assert_eq!(stderr.lines().next().unwrap().matches(option).count(), 1, "{stderr}");
+    }
     fails(&["no-such-command"], 2, "no-such-command");
     fails(&["compare", "--policy", "off"], 1, "--policy");
     fails(&["compare", "--runs", "0"], 1, "--runs");

@@ -13,7 +13,7 @@ use warploom::{
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     error::printable,
     model::Llama,
-    text::{ChatTemplate, Message, StopStrings, TextStream, Tokenizer},
+    text::{ChatTemplate, Message, StopStrings, TextStream, Tokenizer, ToolCall},
 };
 
 use super::{
@@ -28,12 +28,17 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// Most bytes of a turn.
 const LINE_LIMIT: u64 = 1 << 20;
 /// Most bytes of a tools file.
-const TOOLS_LIMIT: u64 = 4 << 20;
+const TOOLS_LIMIT: u64 = 1 << 20;
+/// Begins a line with a tool's answer.
+const TOOL: &str = "/tool";
 
 /// Talk to a model under its own chat template
 ///
 /// Each line of stdin is a turn, blank lines apart; answers go to stdout. /exit or the end of stdin ends the
 /// conversation, Ctrl-C an answer. What the cache holds of the conversation is not computed again.
+///
+/// With --tools the model may answer with calls, as JSON. Run them yourself, and give what each returned in a line
+/// that begins with /tool: `/tool 22 degrees`. The model goes on when every call of its answer has its line, in order.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   warploom chat -n 60
@@ -66,8 +71,8 @@ pub struct ChatArgs {
 ///
 /// # Errors
 /// Those of loading the model; [`Error::Argument`] for a checkpoint without a chat template; a turn that the template
-/// refuses, unless a user at a terminal can try another; [`Error::Capacity`] for a turn that the context has no room
-/// for. An answer that fills the context ends the conversation with a note.
+/// refuses or the context has no room for ([`Error::Capacity`]), unless a user at a terminal can try another. An answer
+/// that fills the context ends the conversation with a note.
 pub fn run(args: ChatArgs) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let stops = StopStrings::new(args.stop)?;
@@ -102,6 +107,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
             generator,
             slot: None,
             messages: args.system.map(|system| Message::new("system", system)).into_iter().collect(),
+            unanswered: Vec::new(),
         };
         chat.run(&mut std::io::stdin().lock(), std::io::stdin().is_terminal())
     })
@@ -137,6 +143,8 @@ struct Chat<'a> {
     /// The conversation's place in the generator, from the first turn on.
     slot: Option<usize>,
     messages: Vec<Message>,
+    /// Ids of the last answer's calls that wait for a tool's answer, the last one first.
+    unanswered: Vec<String>,
 }
 
 impl Chat<'_> {
@@ -158,12 +166,16 @@ impl Chat<'_> {
             if terminal {
                 self.interrupt.store(false, Ordering::Relaxed);
             }
-            self.messages.push(Message::new("user", line));
-            let prompt = match self.tokenizer.encode_chat(self.template, &self.messages, self.tools, true) {
-                Ok(prompt) => prompt,
-                Err(error) if terminal => {
+            let before = (self.messages.clone(), self.unanswered.clone());
+            let prompt = match hear(&mut self.messages, &mut self.unanswered, line)
+                .and_then(|whole| whole.then(|| self.prompt()).transpose())
+            {
+                Ok(Some(prompt)) => prompt,
+                Ok(None) => continue,
+                // A template that does not end is still running: only the end of the process ends it.
+                Err(error) if terminal && !self.template.is_stuck() => {
                     output::note(&format!("error: {error}"));
-                    self.messages.pop();
+                    (self.messages, self.unanswered) = before;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -175,11 +187,16 @@ impl Chat<'_> {
         Ok(())
     }
 
+    /// The ids of the conversation.
+    fn prompt(&self) -> Result<Vec<u32>> {
+        // Room for an answer of one token at least.
+        let most = self.context - 1;
+        let ids = self.tokenizer.encode_chat_within(self.template, &self.messages, self.tools, true, most)?;
+        ids.ok_or_else(|| self.full())
+    }
+
     /// Answers the last message, whose conversation `prompt` is. False if nobody reads the answers any more.
     fn turn(&mut self, prompt: Vec<u32>, terminal: bool) -> Result<bool> {
-        if prompt.len() >= self.context {
-            return Err(self.full());
-        }
         let request = Request {
             prompt: prompt.clone(),
             max_tokens: self.max_tokens,
@@ -229,7 +246,8 @@ impl Chat<'_> {
             what: "the conversation".into(),
             needed: format!("more than {} positions", self.context),
             available: format!(
-                "that is its context: begin a new one, or raise --context (at most {})",
+                "that is its context: shorten the message{}, begin a new one, or raise --context (at most {})",
+                if self.tools.is_some() { " or --tools" } else { "" },
                 self.llama.config().context
             ),
         }
@@ -326,4 +344,67 @@ fn read_line(stdin: &mut dyn BufRead, number: usize) -> Result<Option<String>> {
     let text = String::from_utf8(line);
     text.map(Some)
         .map_err(|error| refuse(format!("is not UTF-8 (byte {})", error.utf8_error().valid_up_to())))
+}
+
+/// Adds what a line says to the conversation. False if calls of the last answer still wait for theirs,
+/// whose ids `unanswered` holds, the last one first.
+fn hear(messages: &mut Vec<Message>, unanswered: &mut Vec<String>, line: &str) -> Result<bool> {
+    let answer = match line.strip_prefix(TOOL) {
+        Some(rest) if rest.is_empty() || rest.starts_with(' ') => rest.trim(),
+        _ => {
+            unanswered.clear();
+            messages.push(Message::new("user", line));
+            return Ok(true);
+        }
+    };
+    let known = messages.iter().map(|message| message.tool_calls.len()).sum();
+    match messages.last_mut() {
+        Some(last) if last.role == "assistant" => {
+            let calls = ToolCall::parse(&last.content, known);
+            if !calls.is_empty() {
+                // Templates write calls in the form that the model was trained on.
+                *unanswered = calls.iter().rev().map(|call| call.id.clone()).collect();
+                (last.content, last.tool_calls) = (String::new(), calls);
+            }
+        }
+        Some(last) if last.role == "tool" && !unanswered.is_empty() => {}
+        _ => {
+            let reason = "answers a call, and the model has made none: begin with a message of your own";
+            return Err(Error::argument(TOOL, reason));
+        }
+    }
+    let tool_call_id = unanswered.pop();
+    messages.push(Message { tool_call_id, ..Message::new("tool", answer) });
+    Ok(unanswered.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Message, hear};
+
+    #[test]
+    fn every_call_is_answered_before_the_model_goes_on() {
+        let calls = r#"[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"x": 1}}]"#;
+        let mut messages = vec![Message::new("user", "Go"), Message::new("assistant", calls)];
+        let mut unanswered = Vec::new();
+        let mut say = |line: &str| hear(&mut messages, &mut unanswered, line);
+        assert!(!say("/tool one").unwrap());
+        assert!(say("/tool  two ").unwrap());
+        assert!(say("/tool three").unwrap_err().to_string().contains("/tool"));
+        let [_, asked, first, second] = &messages[..] else { panic!("{messages:?}") };
+        assert_eq!((asked.content.as_str(), asked.tool_calls.len()), ("", 2));
+        for (answer, call, content) in
+            [(first, &asked.tool_calls[0], "one"), (second, &asked.tool_calls[1], "two")]
+        {
+            assert_eq!((answer.role.as_str(), answer.content.as_str()), ("tool", content));
+            assert_eq!(answer.tool_call_id.as_ref(), Some(&call.id));
+        }
+        // A message of the user's own leaves the rest unanswered.
+        messages.push(Message::new("assistant", calls));
+        assert!(!hear(&mut messages, &mut unanswered, "/tool one").unwrap());
+        assert_eq!((unanswered.len(), messages[4].tool_calls[0].id.as_str()), (1, "call00002"));
+        assert!(hear(&mut messages, &mut unanswered, "Never mind").unwrap());
+        assert!(unanswered.is_empty());
+        assert!(hear(&mut messages, &mut unanswered, "/tool two").is_err());
+    }
 }

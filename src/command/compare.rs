@@ -11,8 +11,9 @@ use warploom::{
 };
 
 use super::{
-    model::{Loaded, ModelArgs},
-    options::{DraftArgs, Drafting, PromptArgs, SamplingArgs},
+    interrupt,
+    model::Loaded,
+    options::{DecodeArgs, Drafting},
     output,
     report::{hex, histogram},
 };
@@ -27,56 +28,50 @@ const PROMPT: &str = "In the beginning";
   warploom compare --prompt \"And it came to pass\" -n 24 --exit-layer 2 --draft 3 --runs 1 --json")]
 pub struct CompareArgs {
     #[command(flatten)]
-    prompt: PromptArgs,
-    /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    max_tokens: usize,
+    decode: DecodeArgs,
     /// Timed runs of each kind, in turns after an untimed one; the medians are shown
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    drafting: DraftArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
 }
 
-/// Runs the command. Its exit code is a failure if greedy outputs differ.
+/// Runs the command. Its exit code is a failure if greedy outputs differ. Ctrl-C ends it with what has been
+/// measured: of the tokens, those that both sides had generated are compared.
 ///
 /// # Errors
 /// Those of loading and decoding; [`Error::Argument`] for options out of range.
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
-    let sampling = args.sampling.sampling()?;
-    if !(1..=1000).contains(&args.runs) {
-        return Err(Error::argument(
-            "--runs",
-            format!("{} is out of range; allowed are 1 to 1000", args.runs),
-        ));
+    let CompareArgs { decode, runs, json } = args;
+    let sampling = decode.sampling.sampling()?;
+    if !(1..=1000).contains(&runs) {
+        return Err(Error::argument("--runs", format!("{runs} is out of range; allowed are 1 to 1000")));
     }
-    if args.max_tokens == 0 {
+    if decode.max_tokens == 0 {
         return Err(Error::argument("-n", "0 tokens cannot be compared; ask for at least 1"));
     }
-    let loaded = Loaded::open(&args.model)?;
+    let loaded = Loaded::open(&decode.model)?;
     let layers = loaded.checkpoint.config.layers;
     let default =
         Drafting { policy: Policy::Fixed, exit_layer: (layers / 4).max(1), draft: 4, threshold: None };
-    let drafting = args.drafting.drafting(layers, loaded.default_drafting().or(Some(default)))?;
+    let drafting = decode.drafting.drafting(layers, loaded.default_drafting().or(Some(default)))?;
     if drafting.policy == Policy::Off {
         return Err(Error::argument(
             "--policy",
             "off leaves nothing to compare; take fixed, length or confidence",
         ));
     }
-    let prompt = match args.prompt.ids(&loaded)? {
+    let prompt = match decode.prompt.ids(&loaded)? {
         Some(ids) => ids,
         None => loaded.tokenizer()?.encode_prompt(PROMPT)?,
     };
-    let comparison = loaded.pool.install(|| compare(&loaded, prompt, &args, sampling, drafting))?;
-    let text = if args.json {
+    let plan = Plan { prompt, max_tokens: decode.max_tokens, runs, sampling, drafting };
+    let Some(comparison) = loaded.pool.install(|| compare(&loaded, &plan))? else {
+        output::note("interrupted before there was anything to compare");
+        return Ok(ExitCode::FAILURE);
+    };
+    let text = if json {
         format!("{:#}\n", comparison.json())
     } else {
         comparison.table(loaded.optional_tokenizer.as_ref())?
@@ -97,7 +92,22 @@ struct Side {
 }
 
 impl Side {
+    fn is_interrupted(&self) -> bool {
+        self.finished.stop == Some(Stop::Interrupted)
+    }
+
+    /// Forgets the tokens after the first `count`.
+    fn cut(&mut self, count: usize) {
+        self.finished.ids.truncate(count);
+        self.hashes.truncate(count);
+        self.finished.logits_hash = self.hashes.last().copied().unwrap_or_default();
+    }
+
+    /// The median rate; of the untimed run, where there was no other.
     fn rate(&self) -> f64 {
+        if self.rates.is_empty() {
+            return self.stats().decode_tokens_per_s();
+        }
         let mut rates = self.rates.clone();
         rates.sort_by(f64::total_cmp);
         rates[rates.len() / 2]
@@ -117,27 +127,35 @@ struct Comparison {
     greedy: bool,
     /// Speed-up by the cost formula at the acceptance and mean draft length that were measured.
     predicted: f64,
+    /// Whether Ctrl-C left out tokens or timed runs.
+    interrupted: bool,
 }
 
-/// Runs both sides in turns on one generator: first with hashes of the logits, then against the clock.
-fn compare(
-    loaded: &Loaded,
+/// What to decode, how, and how often.
+struct Plan {
     prompt: Vec<u32>,
-    args: &CompareArgs,
+    max_tokens: usize,
+    runs: usize,
     sampling: Sampling,
     drafting: Drafting,
-) -> Result<Comparison> {
-    let needed = prompt.len().saturating_add(args.max_tokens);
+}
+
+/// Runs both sides in turns on one generator: first with hashes of the logits, then against the clock. None if Ctrl-C
+/// came before both sides had generated something.
+fn compare(loaded: &Loaded, plan: &Plan) -> Result<Option<Comparison>> {
+    let Plan { sampling, drafting, .. } = *plan;
+    let needed = plan.prompt.len().saturating_add(plan.max_tokens);
     let llama = loaded.llama(needed)?;
     let config = llama.config();
     let context = loaded.context(needed)?.min(needed);
     let limits = Limits { sequences: 1, context, max_draft: drafting.max_draft() };
     let mut generator = Generator::new(&llama, limits)?;
+    generator.interrupt_with(interrupt::flag());
     let mut decode = |speculative: bool, observer: &mut dyn Observer| -> Result<Finished> {
         let policy = if speculative { drafting.build(config.layers)? } else { None };
         let slot = generator.start(Request {
-            prompt: prompt.clone(),
-            max_tokens: args.max_tokens,
+            prompt: plan.prompt.clone(),
+            max_tokens: plan.max_tokens,
             sampling,
             policy,
             eos: config.eos.clone(),
@@ -153,10 +171,25 @@ fn compare(
         Ok(Side { finished, hashes: hashes.0, rates: Vec::new() })
     };
     let (mut plain, mut speculative) = (checked(false)?, checked(true)?);
-    for _ in 0..args.runs {
-        for (side, drafts) in [(&mut plain, false), (&mut speculative, true)] {
-            let finished = decode(drafts, &mut |_, _| None)?;
-            side.rates.push(finished.stats.decode_tokens_per_s());
+    let mut interrupted = plain.is_interrupted() || speculative.is_interrupted();
+    if interrupted {
+        // Of the side that came further, what the other has not reached cannot be compared.
+        let both = plain.finished.ids.len().min(speculative.finished.ids.len());
+        if both == 0 {
+            return Ok(None);
+        }
+        plain.cut(both);
+        speculative.cut(both);
+    }
+    for _ in 0..plan.runs {
+        if interrupted {
+            break;
+        }
+        let (first, second) = (decode(false, &mut |_, _| None)?, decode(true, &mut |_, _| None)?);
+        interrupted = [&first, &second].iter().any(|finished| finished.stop == Some(Stop::Interrupted));
+        if !interrupted {
+            plain.rates.push(first.stats.decode_tokens_per_s());
+            speculative.rates.push(second.stats.decode_tokens_per_s());
         }
     }
     let footprint = Footprint::of_checkpoint(&loaded.checkpoint)?;
@@ -164,14 +197,15 @@ fn compare(
     let draft = stats.drafted as f64 / stats.rounds.max(1) as f64;
     let (h, acceptance) = (footprint.head_in_layers(), stats.acceptance().unwrap_or(0.0));
     let predicted = speedup(config.layers, h, stats.exit_layer, draft, acceptance);
-    Ok(Comparison {
+    Ok(Some(Comparison {
         plain,
         speculative,
         layers: config.layers,
         drafting,
         greedy: sampling.is_greedy(),
         predicted,
-    })
+        interrupted,
+    }))
 }
 
 /// Hashes the logits of every token.
@@ -233,6 +267,7 @@ impl Comparison {
         };
         json!({
             "equal": self.is_equal(),
+            "interrupted": self.interrupted,
             "first_difference": self.ids_differ_at(),
             "logits_first_difference": self.logits_differ_at(),
             "speedup": self.speedup(),
@@ -288,6 +323,13 @@ impl Comparison {
             String::new(),
         );
         out += "\n";
+        if self.interrupted {
+            let runs = self.plain.rates.len();
+            let _ = writeln!(
+                out,
+                "interrupted after {runs} timed runs; compared is what both sides had generated"
+            );
+        }
         out += &self.verdict(tokenizer)?;
         Ok(out)
     }

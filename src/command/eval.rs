@@ -7,7 +7,6 @@ use serde_json::json;
 use warploom::{
     Error, Result,
     decode::exits::{Evaluation, Windows, evaluate},
-    text::Tokenizer,
 };
 
 use super::{
@@ -16,7 +15,7 @@ use super::{
     output,
 };
 
-/// Most bytes of a text: encoding takes some 200 bytes of memory for each. The usual test sets have one or two MB.
+/// Most bytes of a text: it and its ids are kept in memory. The usual test sets have one or two MB.
 const TEXT_LIMIT: u64 = 4 << 20;
 /// Tokens of a window where `--context` does not say: enough that most tokens have much to go by.
 const DEFAULT_WINDOW: usize = 2048;
@@ -51,7 +50,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         return Err(Error::file(&args.text, "is empty; there is nothing to predict"));
     }
     let loaded = Loaded::open(&args.model)?;
-    let (bos, tokens) = encode(loaded.tokenizer()?, &text)?;
+    let tokenizer = loaded.tokenizer()?;
+    let (bos, tokens) = (tokenizer.leading_ids().first().copied(), tokenizer.encode_text(&text)?);
+    drop(text);
     let windows = Windows { context: loaded.context(DEFAULT_WINDOW)?, bos };
     let llama = loaded.llama(DEFAULT_WINDOW)?;
 
@@ -77,18 +78,6 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     let text = if args.json { json_text(&evaluation, windows.context) } else { table(&evaluation) };
     output::write(&text).map(drop)
-}
-
-/// The ids of a text without BOS, and the BOS that the tokenizer puts before every text, if it does.
-fn encode(tokenizer: &Tokenizer, text: &str) -> Result<(Option<u32>, Vec<u32>)> {
-    // What comes before nothing comes before every text.
-    let bos = tokenizer.encode_prompt("")?.first().copied();
-    let mut ids = tokenizer.encode_prompt(text)?;
-    if bos.is_some() && bos == ids.first().copied() {
-        ids.remove(0);
-        return Ok((bos, ids));
-    }
-    Ok((None, ids))
 }
 
 fn json_text(evaluation: &Evaluation, context: usize) -> String {

@@ -12,14 +12,14 @@ use warploom::{Error, Result, checkpoint::RopeScaling, text::StopStrings};
 use super::{
     batch::{Batch, Listener, Outcome},
     interrupt,
-    model::{Loaded, ModelArgs},
-    options::{DraftArgs, PromptArgs, SamplingArgs},
+    model::Loaded,
+    options::DecodeArgs,
     output,
     report::{Run, Setting},
 };
 
-/// Largest file of prompts.
-const PROMPTS_LIMIT: u64 = 64 << 20;
+/// Largest file of prompts: their texts and ids are kept in memory.
+const PROMPTS_LIMIT: u64 = 8 << 20;
 /// Most prompts of a file.
 const PROMPTS_MOST: usize = 100_000;
 
@@ -30,25 +30,16 @@ const PROMPTS_MOST: usize = 100_000;
   warploom generate --prompt \"And he said\" -n 16 --temperature 0.8 --top-p 0.9 --seed 7 --exit-layer 2 --draft 3 --json")]
 pub struct GenerateArgs {
     #[command(flatten)]
-    prompt: PromptArgs,
+    decode: DecodeArgs,
     /// File with a prompt a line, decoded as one batch; each text is what it would be alone
     #[arg(long, value_name = "FILE", conflicts_with = "one_prompt")]
     prompts: Option<PathBuf>,
-    /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    max_tokens: usize,
     /// End the text before TEXT (may be given several times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Print one JSON object, or one a line with --prompts, instead of the text
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    drafting: DraftArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
 }
 
 /// Runs the command.
@@ -57,10 +48,11 @@ pub struct GenerateArgs {
 /// Those of loading and decoding; [`Error::Argument`] for options out of range. Without a prompt it ends the process
 /// with a usage error.
 pub fn run(args: GenerateArgs) -> Result<()> {
-    let sampling = args.sampling.sampling()?;
+    let decode = &args.decode;
+    let sampling = decode.sampling.sampling()?;
     StopStrings::new(args.stop.clone())?;
     let lines = args.prompts.as_deref().map(read_lines).transpose()?;
-    if lines.is_none() && args.prompt.is_none() {
+    if lines.is_none() && decode.prompt.is_none() {
         GenerateArgs::augment_args(Command::new("warploom generate"))
             .error(
                 ErrorKind::MissingRequiredArgument,
@@ -68,13 +60,13 @@ pub fn run(args: GenerateArgs) -> Result<()> {
             )
             .exit();
     }
-    let loaded = Loaded::open(&args.model)?;
+    let loaded = Loaded::open(&decode.model)?;
     if !args.stop.is_empty() {
         // A stop string is looked for in the text, and there is none without a tokenizer.
         loaded.tokenizer()?;
     }
-    let drafting = args.drafting.drafting(loaded.checkpoint.config.layers, loaded.default_drafting())?;
-    let prompts = match (&lines, args.prompt.ids(&loaded)?) {
+    let drafting = decode.drafting.drafting(loaded.checkpoint.config.layers, loaded.default_drafting())?;
+    let prompts = match (&lines, decode.prompt.ids(&loaded)?) {
         (Some(lines), _) => {
             let encode = |(at, line): (usize, &String)| {
                 loaded.encode("--prompts", &format!("line {}: ", at + 1), line)
@@ -85,7 +77,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     let batch = Batch {
         prompts: &prompts,
-        max_tokens: args.max_tokens,
+        max_tokens: decode.max_tokens,
         sampling,
         drafting,
         stops: &args.stop,

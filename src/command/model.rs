@@ -15,7 +15,10 @@ use warploom::{
     text::{ChatTemplate, Tokenizer},
 };
 
-use super::{demo, options::Drafting};
+use super::{
+    demo,
+    options::{Drafting, value},
+};
 
 /// Most threads that `--threads` gives.
 const MAX_THREADS: usize = 1024;
@@ -41,7 +44,7 @@ pub struct ModelArgs {
     context: Option<usize>,
     /// Attention of every layer: full, window:W, chunk:C or overlap:C, each with +sinks:S if wanted [default:
     /// the checkpoint's]
-    #[arg(long, value_name = "MASK")]
+    #[arg(long, value_name = "MASK", value_parser = value::<Mask>)]
     attention: Option<Mask>,
 }
 
@@ -137,18 +140,15 @@ impl Loaded {
     /// The ids of a prompt that `option` gave, `place` of it (empty, or `line 3: `).
     ///
     /// # Errors
-    /// Those of the tokenizer; [`Error::Argument`] for a text that is too long for the model, before memory is
-    /// spent on its encoding.
+    /// Those of the tokenizer; [`Error::Argument`] for a text that is too long for the model, before all of it is
+    /// encoded.
     pub fn encode(&self, option: &str, place: &str, text: &str) -> Result<Vec<u32>> {
-        let tokenizer = self.tokenizer()?;
-        let (fewest, most) = (tokenizer.fewest_tokens(text), self.checkpoint.config.context);
-        if fewest > most {
-            let reason = format!(
-                "{place}its tokens, at least {fewest}, leave no room in the model's context of {most}: shorten it"
-            );
-            return Err(Error::argument(option, reason));
-        }
-        tokenizer.encode_prompt(text)
+        let most = self.checkpoint.config.context;
+        self.tokenizer()?.encode_prompt_within(text, most)?.ok_or_else(|| {
+            let reason =
+                format!("{place}its tokens, more than {most}, leave no room in the model's context of {most}: shorten it");
+            Error::argument(option, reason)
+        })
     }
 
     /// The checkpoint's chat template, if it has one.

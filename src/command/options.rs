@@ -1,4 +1,7 @@
-//! Options that several subcommands share: the prompt, how tokens are chosen, how rounds draft.
+//! Options that several subcommands share: the prompt, how tokens are chosen, how rounds draft; [`DecodeArgs`] is
+//! all of them.
+
+use std::str::FromStr;
 
 use warploom::{
     Error, Result,
@@ -6,10 +9,41 @@ use warploom::{
     error::printable,
 };
 
-use super::model::Loaded;
+use super::model::{Loaded, ModelArgs};
 
 /// The draft length where neither an option nor the model says another.
 const DEFAULT_DRAFT: usize = 4;
+
+/// What to decode and how: the options of `generate` and `compare` alike.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DecodeArgs {
+    /// What to go on from.
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// How rounds draft.
+    #[command(flatten)]
+    pub drafting: DraftArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Which model runs.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+/// Parses an option's value for clap, which names the option itself.
+///
+/// # Errors
+/// The reason alone.
+pub fn value<T: FromStr<Err = Error>>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|error| match error {
+        Error::Argument { reason, .. } => reason,
+        other => other.to_string(),
+    })
+}
 
 /// How tokens are chosen.
 #[derive(clap::Args, Clone, Debug)]
@@ -64,7 +98,7 @@ pub struct DraftArgs {
     draft: Option<usize>,
     /// How (E, D) change from round to round: fixed, length, confidence, or off for plain decoding [default:
     /// fixed if --exit-layer is given]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY", value_parser = value::<Policy>)]
     policy: Option<Policy>,
     /// End a draft at a token less probable than τ [default: 0; confidence adapts its own]
     #[arg(long, value_name = "τ", allow_negative_numbers = true)]

@@ -18,6 +18,8 @@ use warploom::{
     train::{Curriculum, ExitScale, Progress, Settings, read_text, train},
 };
 
+use super::options::value;
+
 /// How a step chooses the exits that it trains.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum CurriculumName {
@@ -105,7 +107,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "R")]
     rotation: Option<usize>,
     /// Attention pattern: full, window:W, chunk:C or overlap:C
-    #[arg(long, default_value = "full")]
+    #[arg(long, default_value = "full", value_parser = value::<Mask>)]
     attention: Mask,
     /// Steps between checkpoints; 0 keeps only the last
     #[arg(long, value_name = "N", default_value_t = 500)]

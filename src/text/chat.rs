@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,25 +27,82 @@ const OUTPUT_LIMIT: usize = 16 << 20;
 const STACK: usize = 1 << 30;
 /// Time for a rendering. A value that holds another many times over costs `FUEL` little to build and may take
 /// forever to print or compare.
-const TIME: Duration = Duration::from_secs(5);
+const TIME: Duration = Duration::from_secs(3);
 /// Largest number in the template of a `str.format`: widths and precisions make text out of nothing.
 const FORMAT_LIMIT: usize = 4096;
 
 const WHAT: &str = "chat template";
 
 /// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or `tool`/`ipython` for a tool's answer.
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Calls of tools that an assistant's message makes, in place of a content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Of a tool's answer, the [`ToolCall::id`] that it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
 }
 
 impl Message {
     /// A message of `role` saying `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
+
+    /// The message with `change` applied to every string that came from outside.
+    pub(super) fn map_strings(&self, change: &impl Fn(&str) -> Result<String>) -> Result<Message> {
+        let call = |call: &ToolCall| {
+            let arguments = map_strings(&call.arguments, change)?;
+            Ok(ToolCall { id: change(&call.id)?, name: change(&call.name)?, arguments })
+        };
+        Ok(Message {
+            role: change(&self.role)?,
+            content: change(&self.content)?,
+            tool_calls: self.tool_calls.iter().map(call).collect::<Result<_>>()?,
+            tool_call_id: self.tool_call_id.as_deref().map(change).transpose()?,
+        })
+    }
+}
+
+/// A call of a tool, as templates know it: `{"id": …, "type": "function", "function": {"name": …, "arguments": …}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Names the call in its answer. Mistral's templates want nine letters and digits.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// An object with the arguments.
+    pub arguments: serde_json::Value,
+}
+
+impl ToolCall {
+    /// The calls that a model's answer consists of: JSON objects with `name` and `arguments` (or `parameters`),
+    /// one after another, in a list, or each within `<tool_call>` tags. Empty for any other answer. `first` is the
+    /// number that the first call's id is made of.
+    pub fn parse(answer: &str, first: usize) -> Vec<ToolCall> {
+        let answer = answer.trim();
+        let answer = answer.strip_prefix("[TOOL_CALLS]").unwrap_or(answer);
+        let answer = answer.replace("<tool_call>", " ").replace("</tool_call>", " ");
+        let Ok(values) = serde_json::Deserializer::from_str(&answer)
+            .into_iter::<serde_json::Value>()
+            .collect::<std::result::Result<Vec<_>, _>>()
+        else {
+            return Vec::new();
+        };
+        let values = values.into_iter().flat_map(|value| match value {
+            serde_json::Value::Array(list) => list,
+            other => vec![other],
+        });
+        let calls = values.zip(first..).map(|(value, number)| {
+            let arguments = value.get("arguments").or(value.get("parameters"))?.clone();
+            Some(ToolCall { id: format!("call{number:05}"), name: value["name"].as_str()?.into(), arguments })
+        });
+        calls.collect::<Option<_>>().unwrap_or_default()
     }
 }
 
@@ -65,7 +123,8 @@ pub struct ChatInput<'a> {
 /// The chat template of a checkpoint: Jinja, as transformers' `apply_chat_template` runs it.
 ///
 /// Templates are untrusted programs. One that does not end, recurses without bound, writes without bound or makes
-/// a namespace part of a value is an error. Differences from Python: `strftime_now` gives UTC, and unknown directives of it are kept as they are.
+/// a namespace part of a value is an error. Differences from Python: `strftime_now` gives UTC, and unknown directives
+/// of it are kept as they are.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
@@ -73,6 +132,8 @@ pub struct ChatTemplate {
     tool_use: bool,
     /// Whether contents are given as a list of typed parts instead of a string.
     parts: bool,
+    /// Whether a rendering ran out of time.
+    stuck: AtomicBool,
 }
 
 const DEFAULT: &str = "default";
@@ -156,7 +217,7 @@ impl ChatTemplate {
             let sources = [(DEFAULT, Some(default)), (TOOL_USE, tool_use)];
             for (name, source) in sources.into_iter().filter_map(|(name, source)| Some((name, source?))) {
                 check_namespaces(source, &syntax)?;
-                environment.add_template_owned(name, source.to_string()).map_err(refused)?;
+                environment.add_template_owned(name, plain_jinja(source, &syntax)?).map_err(refused)?;
             }
             Ok(())
         })?;
@@ -164,6 +225,7 @@ impl ChatTemplate {
             environment: Arc::new(environment),
             tool_use: tool_use.is_some(),
             parts: wants_parts(default),
+            stuck: AtomicBool::new(false),
         })
     }
 
@@ -171,8 +233,12 @@ impl ChatTemplate {
     /// [`Tokenizer::encode_chat`](super::Tokenizer::encode_chat).
     ///
     /// # Errors
-    /// The template refuses the conversation (`raise_exception`), fails, or breaks a bound.
+    /// The template refuses the conversation (`raise_exception`), fails, or breaks a bound. One that did not end in
+    /// time ([`is_stuck`](Self::is_stuck)) is not run again.
     pub fn render(&self, input: &ChatInput) -> Result<String> {
+        if self.is_stuck() {
+            return Err(out_of_time());
+        }
         let mut context = serde_json::Map::new();
         for (name, text) in input.named_tokens {
             context.insert(name.clone(), text.clone().into());
@@ -186,21 +252,41 @@ impl ChatTemplate {
 
         let name = if input.tools.is_some() && self.tool_use { TOOL_USE } else { DEFAULT };
         let environment = Arc::clone(&self.environment);
-        within_time(move || {
+        let rendered = within_time(move || {
             let template = environment.get_template(name).map_err(refused)?;
             let mut output = Bounded(Vec::new());
             template.render_captured_to(Value::from(Serde(context)), &mut output).map_err(refused)?;
             String::from_utf8(output.0).map_err(|error| text_error(WHAT, error))
+        });
+        rendered.unwrap_or_else(|| {
+            self.stuck.store(true, Ordering::Relaxed);
+            Err(out_of_time())
         })
     }
 
+    /// Whether a rendering ran out of time. Its thread cannot be stopped and goes on taking processor time and memory
+    /// until the process ends, which should then be soon.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
     fn message(&self, message: &Message) -> serde_json::Value {
+        let mut value = serde_json::json!({ "role": message.role, "content": message.content });
         if self.parts {
-            let part = serde_json::json!({ "type": "text", "text": message.content });
-            serde_json::json!({ "role": message.role, "content": [part] })
-        } else {
-            serde_json::json!({ "role": message.role, "content": message.content })
+            value["content"] = serde_json::json!([{ "type": "text", "text": message.content }]);
         }
+        // Templates ask whether these are there, not whether they are empty.
+        if !message.tool_calls.is_empty() {
+            let calls = message.tool_calls.iter().map(|call| {
+                let function = serde_json::json!({ "name": call.name, "arguments": call.arguments });
+                serde_json::json!({ "id": call.id, "type": "function", "function": function })
+            });
+            value["tool_calls"] = calls.collect();
+        }
+        if let Some(id) = &message.tool_call_id {
+            value["tool_call_id"] = id.as_str().into();
+        }
+        value
     }
 }
 
@@ -240,17 +326,21 @@ fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T>
     })
 }
 
-/// [`on_large_stack`] for work that may never end: after [`TIME`] it is left to itself, until the process ends.
-fn within_time<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// [`on_large_stack`] for work that may never end: `None` after [`TIME`], when it is left to itself.
+fn within_time<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Option<Result<T>> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || {
         // Nobody waits any more after a timeout.
         let _ = sender.send(guarded(WHAT, work));
     });
-    thread.map_err(|error| text_error(WHAT, format!("no thread to render in: {error}")))?;
-    receiver
-        .recv_timeout(TIME)
-        .unwrap_or_else(|_| Err(text_error(WHAT, format!("did not end within {} seconds", TIME.as_secs()))))
+    if let Err(error) = thread {
+        return Some(Err(text_error(WHAT, format!("no thread to render in: {error}"))));
+    }
+    receiver.recv_timeout(TIME).ok()
+}
+
+fn out_of_time() -> Error {
+    text_error(WHAT, format!("did not end within {} seconds", TIME.as_secs()))
 }
 
 /// Python's methods, without formats that ask for more text than a template needs.
@@ -329,6 +419,29 @@ fn check_namespaces(source: &str, syntax: &SyntaxConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The source without transformers' own `{% generation %}` tags, which mark what an assistant says and render as
+/// their content.
+fn plain_jinja(source: &str, syntax: &SyntaxConfig) -> Result<String> {
+    let tokens = tokenize(source, false, syntax.clone()).map(|token| token.map_err(refused));
+    let tokens = tokens.collect::<Result<Vec<_>>>()?;
+    let mut plain = String::with_capacity(source.len());
+    let mut copied = 0;
+    for window in tokens.windows(3) {
+        let [(Token::BlockStart, _), (Token::Ident(name), span), (Token::BlockEnd, _)] = window else {
+            continue;
+        };
+        let tag = match *name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        plain += &source[copied..span.start_offset as usize];
+        plain += tag;
+        copied = span.end_offset as usize;
+    }
+    Ok(plain + &source[copied..])
 }
 
 fn refused(error: minijinja::Error) -> Error {

@@ -11,11 +11,12 @@
 
 mod chat;
 mod json;
+mod pieces;
 mod stop;
 mod stream;
 mod tokenizer;
 
-pub use chat::{ChatInput, ChatTemplate, Message};
+pub use chat::{ChatInput, ChatTemplate, Message, ToolCall};
 pub use stop::{StopStrings, Stopped};
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

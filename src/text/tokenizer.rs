@@ -12,6 +12,7 @@ use tokenizers::{
     PreTokenizerWrapper, TokenizerImpl,
 };
 
+use super::pieces::Pieces;
 use super::stream::Decoding;
 use super::{ChatTemplate, Message, chat, guarded, read_file, text_error};
 use crate::error::printable;
@@ -46,8 +47,10 @@ type Pipeline =
 pub struct Tokenizer {
     pipeline: Pipeline,
     decoding: Decoding,
-    /// Most bytes of text that one token stands for, where that is known.
-    longest: Option<usize>,
+    /// How many times longer a text can become before it is split.
+    growth: f64,
+    /// What the post-processor puts before and after every text (BOS, EOS).
+    around: (Vec<u32>, Vec<u32>),
     /// Rows of the model's embedding; every id is below it.
     vocab: usize,
     /// Names of the control tokens by their first character.
@@ -143,30 +146,63 @@ impl Tokenizer {
             ModelWrapper::Unigram(_) => None,
         };
         let decoding = Decoding::of(pipeline.get_decoder())?;
-        let longest = match pipeline.get_model() {
-            ModelWrapper::BPE(bpe) if bpe.unk_token.is_none() || bpe.byte_fallback => {
-                let longest = pipeline.get_vocab(true).into_keys().map(|token| token.len()).max();
-                longest.filter(|_| !shortens(&declared.normalizer)).map(|longest| longest.max(1))
-            }
-            _ => None,
+        let mut tokenizer = Self {
+            pipeline,
+            decoding,
+            growth: encoded,
+            around: Default::default(),
+            vocab,
+            control_names,
+            control_ids,
+            unknown,
+            named,
         };
-        let tokenizer =
-            Self { pipeline, decoding, longest, vocab, control_names, control_ids, unknown, named };
-        // The post-processor carries ids of its own (BOS); an empty prompt shows them.
-        tokenizer.encode_prompt("")?;
+        // The post-processor carries ids of its own; an empty text shows them, any other where they stand.
+        tokenizer.around.0 = tokenizer.encode_escaped("", true)?;
+        if let (Ok(bare), Ok(all)) =
+            (tokenizer.encode_escaped("a", false), tokenizer.encode_escaped("a", true))
+            && let Some(at) = (0..=all.len()).find(|&at| all[at..].starts_with(&bare))
+        {
+            tokenizer.around = (all[..at].to_vec(), all[at + bare.len()..].to_vec());
+        }
         Ok(tokenizer)
     }
 
     /// The ids of a prompt, with what the post-processor adds (BOS). Names of control tokens in `text` are
-    /// ordinary characters.
+    /// ordinary characters. Memory is bounded for a text of any length.
+    ///
+    /// # Errors
+    /// A text that this tokenizer cannot write without a control token; a stretch of some 500 KiB without a space or a
+    /// line's end.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_escaped(&self.escape(text)?, true)
+        Ok(self.encode_prompt_within(text, usize::MAX)?.unwrap_or_default())
     }
 
-    /// A lower bound, had at no cost, of the tokens of `text`: encoding takes some 200 bytes of memory a byte, too much
-    /// to learn that a text is too long. 0 where nothing is known.
-    pub fn fewest_tokens(&self, text: &str) -> usize {
-        self.longest.map_or(0, |longest| text.len() / longest)
+    /// As [`encode_prompt`](Self::encode_prompt), but `None` for a prompt of more than `most` tokens, which is found out
+    /// before all of it is encoded.
+    pub fn encode_prompt_within(&self, text: &str, most: usize) -> Result<Option<Vec<u32>>> {
+        let (before, after) = &self.around;
+        let ids = self.plain_ids(&self.escape(text)?, most)?;
+        let ids = ids.map(|ids| [before, &ids[..], after].concat());
+        Ok(ids.filter(|ids| ids.len() <= most))
+    }
+
+    /// The ids of a text as in a prompt, without what the post-processor adds.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.plain_ids(&self.escape(text)?, usize::MAX)?.unwrap_or_default())
+    }
+
+    /// What the post-processor puts before every prompt: BOS, or nothing.
+    pub fn leading_ids(&self) -> &[u32] {
+        &self.around.0
+    }
+
+    fn plain_ids(&self, escaped: &str, most: usize) -> Result<Option<Vec<u32>>> {
+        self.pieces(escaped, |piece| self.encode_escaped(piece, false)).ids(most)
+    }
+
+    fn pieces<'a, F: Fn(&str) -> Result<Vec<u32>>>(&self, text: &'a str, encode: F) -> Pieces<'a, F> {
+        Pieces { text, growth: self.growth, bound: ESCAPE, encode }
     }
 
     /// The ids of a text in which names of control tokens stand for those tokens: what a chat template rendered.
@@ -175,8 +211,12 @@ impl Tokenizer {
     /// `apply_chat_template` tokenizes with `add_special_tokens=False`). Text that came from outside must have gone
     /// through [`escape`](Self::escape), as [`encode_chat`](Self::encode_chat) does.
     pub fn encode_template(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.encode(text, false)?;
-        self.in_vocabulary(encoding.get_ids())
+        Ok(self.encode_template_within(text, usize::MAX)?.unwrap_or_default())
+    }
+
+    fn encode_template_within(&self, text: &str, most: usize) -> Result<Option<Vec<u32>>> {
+        let encode = |piece: &str| self.in_vocabulary(self.encode(piece, false)?.get_ids());
+        self.pieces(text, encode).ids(most)
     }
 
     /// The ids of a conversation under the checkpoint's template. Roles, contents and every string of `tools` (a
@@ -188,18 +228,30 @@ impl Tokenizer {
         tools: Option<&serde_json::Value>,
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>> {
+        let ids = self.encode_chat_within(template, messages, tools, add_generation_prompt, usize::MAX)?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// As [`encode_chat`](Self::encode_chat), but `None` for a conversation of more than `most` tokens, which is found
+    /// out before all of it is encoded.
+    pub fn encode_chat_within(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
+        most: usize,
+    ) -> Result<Option<Vec<u32>>> {
         let escaped = |text: &str| -> Result<String> {
             let escaped = self.escape(text)?;
             if escaped != text {
                 // Rare, so the text is worth encoding a second time, alone, for the check on plain text.
-                self.encode_escaped(&escaped, false)?;
+                self.plain_ids(&escaped, most)?;
             }
             Ok(escaped)
         };
-        let messages = messages
-            .iter()
-            .map(|message| Ok(Message { role: escaped(&message.role)?, content: escaped(&message.content)? }))
-            .collect::<Result<Vec<_>>>()?;
+        let messages =
+            messages.iter().map(|message| message.map_strings(&escaped)).collect::<Result<Vec<_>>>()?;
         let tools = tools.map(|tools| chat::map_strings(tools, &escaped)).transpose()?;
         let text = template.render(&super::ChatInput {
             messages: &messages,
@@ -207,7 +259,7 @@ impl Tokenizer {
             add_generation_prompt,
             named_tokens: &self.named,
         })?;
-        self.encode_template(&text)
+        self.encode_template_within(&text, most)
     }
 
     /// `text` with every occurrence of a control token's name broken by an escape character, which
@@ -378,21 +430,6 @@ fn growth(step: &Value) -> f64 {
         Some("NFC" | "NFD" | "Lowercase" | "BertNormalizer" | "Metaspace") => 3.0,
         Some("ByteLevel") => 2.0,
         _ => 1.0,
-    }
-}
-
-/// Whether a normalizer can make a text shorter, as far as can be seen.
-fn shortens(step: &Value) -> bool {
-    if let Some(steps) = step["normalizers"].as_array() {
-        return steps.iter().any(shortens);
-    }
-    match step["type"].as_str() {
-        Some("Replace") => {
-            let content = step["content"].as_str().map_or(0, str::len);
-            step["pattern"]["String"].as_str().is_none_or(|pattern| pattern.len() > content)
-        }
-        Some("Prepend" | "ByteLevel") => false,
-        _ => !step.is_null(),
     }
 }
 
