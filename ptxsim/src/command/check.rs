@@ -1,0 +1,169 @@
+//! `ptxsim check`: the same launch under every delivery of copies and several orders of warps, findings alone.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    fmt::Write as _,
+    hash::{Hash, Hasher},
+};
+
+use ptxsim::{Counters, Delivery, Finding, Kind, Launch, LineProfile, Schedule};
+use serde_json::json;
+
+use super::{
+    options::{Ended, Job, LaunchArgs, policy_name},
+    output, report,
+    source::Sources,
+};
+
+/// Launch a kernel under three deliveries of asynchronous copies and three orders of its warps; print what is wrong
+/// with it, and fail if anything is
+#[derive(clap::Args)]
+#[command(
+    long_about = "Launch a kernel under three deliveries of asynchronous copies and three orders of its warps, each \
+        time on fresh memory; print what is wrong with it, and fail if anything is.\n\n--delivery and --schedule, which may \
+        be repeated, choose others. Buffers are saved from the first launch. A buffer or counter that differs between \
+        the launches is told, but is no fault by itself: floating-point atomics and polling may do that.\n\nThe exit code is \
+        1 for findings and errors, 2 for arguments that cannot be read.",
+    after_help = "Examples:
+  ptxsim check fixed.ptx --block 128 --param buf:f32:128=random:1 --param buf:f32:1
+  ptxsim check fixed.ptx --block 128 --param buf:f32:128=random:1 --param buf:f32:1 --schedule random:7 --json"
+)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    launch: LaunchArgs,
+}
+
+/// What one launch left, to compare with others.
+struct Trace {
+    name: String,
+    buffers: Vec<Option<u64>>,
+    counters: Counters,
+}
+
+/// Runs the command. False if there are findings.
+///
+/// # Errors
+/// As for `run`.
+pub fn run(args: CheckArgs) -> Result<bool, String> {
+    let Some(job) = args.launch.job()? else { return Ok(true) };
+    let or = |given: &[Delivery]| match given {
+        [] => vec![Delivery::Eager, Delivery::Lazy, Delivery::Random(1)],
+        given => given.to_vec(),
+    };
+    let deliveries = or(&args.launch.delivery);
+    let schedules = match &args.launch.schedule[..] {
+        [] => vec![Schedule::InOrder, Schedule::Reversed, Schedule::Random(1)],
+        given => given.to_vec(),
+    };
+    let mut found = Found::default();
+    let mut traces = vec![];
+    let mut first = None;
+    for delivery in deliveries {
+        for schedule in &schedules {
+            let launch = Launch { delivery, schedule: *schedule, ..job.launch.clone() };
+            let mut ended = job.launch(launch)?;
+            found.add(&ended, &policy_name(delivery, *schedule));
+            traces.push(trace(&job, &mut ended, policy_name(delivery, *schedule))?);
+            first.get_or_insert(ended);
+        }
+    }
+    let differences = differences(&traces);
+    let text = if args.launch.json {
+        let findings: Vec<&Finding> = found.findings.iter().map(|(finding, _)| finding).collect();
+        let object = json!({ "findings": findings, "differences": differences, "launches": traces.len() });
+        format!("{object:#}\n")
+    } else {
+        let mut sources = Sources::new(&job.module, &job.text, &job.path, &args.launch.source);
+        found.text(&traces, &differences, &mut sources)
+    };
+    output::write(&text)?;
+    if let Some(ended) = &mut first {
+        job.save(ended)?;
+    }
+    Ok(found.findings.is_empty())
+}
+
+/// The findings of all launches, each told once, with the launches that it appeared in.
+#[derive(Default)]
+struct Found {
+    findings: Vec<(Finding, Vec<String>)>,
+    profile: Vec<LineProfile>,
+}
+
+impl Found {
+    fn add(&mut self, ended: &Ended, launch: &str) {
+        // A fault that meets several others is told for each in the first launch that finds it; launches in other
+        // orders name the same pairs the other way round.
+        let known: Vec<(Kind, u32)> = self.findings.iter().map(|(f, _)| (f.kind, f.ptx_line)).collect();
+        for finding in &ended.report.findings {
+            if known.contains(&(finding.kind, finding.ptx_line)) {
+                for (_, launches) in self
+                    .findings
+                    .iter_mut()
+                    .filter(|(f, _)| (f.kind, f.ptx_line) == (finding.kind, finding.ptx_line))
+                {
+                    if launches.last().is_none_or(|last| last != launch) {
+                        launches.push(launch.into());
+                    }
+                }
+            } else {
+                self.findings.push((finding.clone(), vec![launch.into()]));
+            }
+        }
+        self.profile.extend_from_slice(&ended.report.profile);
+        self.profile.sort_by_key(|line| line.source);
+        self.profile.dedup_by_key(|line| line.source);
+    }
+
+    fn text(&self, traces: &[Trace], differences: &[String], sources: &mut Sources) -> String {
+        let findings: Vec<Finding> = self.findings.iter().map(|(finding, _)| finding.clone()).collect();
+        let launches: Vec<String> = self
+            .findings
+            .iter()
+            .map(|(_, launches)| match launches.len() {
+                n if n == traces.len() => String::new(),
+                n => format!(", in {n} of {} launches, the first with {}", traces.len(), launches[0]),
+            })
+            .collect();
+        let mut text = report::findings(&findings, &launches, &self.profile, sources);
+        for difference in differences {
+            let _ = writeln!(text, "note: {difference}");
+        }
+        let _ = writeln!(text, "{} launches: deliveries of copies × orders of warps", traces.len());
+        text
+    }
+}
+
+fn trace(job: &Job, ended: &mut Ended, name: String) -> Result<Trace, String> {
+    let mut buffers = vec![];
+    for buffer in &ended.placed.buffers {
+        buffers.push(match buffer {
+            Some((address, bytes)) => {
+                let data = ended.device.read(*address, *bytes as usize);
+                let mut hasher = DefaultHasher::new();
+                data.map_err(|e| format!("{}: {e}", job.entry))?.hash(&mut hasher);
+                Some(hasher.finish())
+            }
+            None => None,
+        });
+    }
+    Ok(Trace { name, buffers, counters: ended.report.counters.clone() })
+}
+
+/// In what the launches differ from the first.
+fn differences(traces: &[Trace]) -> Vec<String> {
+    let Some((first, others)) = traces.split_first() else { return vec![] };
+    let mut out = vec![];
+    for index in 0..first.buffers.len() {
+        if let Some(other) = others.iter().find(|other| other.buffers[index] != first.buffers[index]) {
+            out.push(format!(
+                "parameter {index} ends differently under {} and under {}",
+                first.name, other.name
+            ));
+        }
+    }
+    if let Some(other) = others.iter().find(|other| other.counters != first.counters) {
+        out.push(format!("the counters differ under {} and under {}", first.name, other.name));
+    }
+    out
+}
