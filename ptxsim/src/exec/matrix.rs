@@ -43,21 +43,22 @@ impl Warp {
             // Element (r, c): lane 4r + c/2, its half c mod 2; transposed, r and c change places.
             if load {
                 let mut whole = true;
-                for (lane, out) in out[i].iter_mut().enumerate() {
-                    let mut value = 0;
-                    for half in 0..2 {
-                        let (r, c) = (lane / 4, 2 * (lane % 4) + half);
-                        let (r, c) = if transposed { (c, r) } else { (r, c) };
-                        let element = match rows[r] {
-                            Some(at) => {
-                                let at = at + 2 * c;
-                                u16::from_le_bytes([env.shared.bytes[at], env.shared.bytes[at + 1]])
-                            }
-                            None => u16::MAX,
-                        };
-                        value |= u32::from(element) << (16 * half);
+                let mut words = [[u32::MAX; 4]; 8];
+                for (words, at) in words.iter_mut().zip(rows) {
+                    let Some(at) = at else { continue };
+                    for (word, bytes) in words.iter_mut().zip(env.shared.bytes[at..at + 16].chunks_exact(4)) {
+                        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                     }
-                    *out = value;
+                }
+                if transposed {
+                    let element = |r: usize, c: usize| words[r][c / 2] >> (16 * (c % 2)) & 0xffff;
+                    for (lane, out) in out[i].iter_mut().enumerate() {
+                        let (r, c) = (2 * (lane % 4), lane / 4);
+                        *out = element(r, c) | element(r + 1, c) << 16;
+                    }
+                } else {
+                    // Two elements side by side are one word.
+                    out[i].copy_from_slice(words.as_flattened());
                 }
                 if CHECKED {
                     whole = rows.iter().flatten().all(|at| env.shared.written.all(*at, 16));
