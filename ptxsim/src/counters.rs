@@ -159,17 +159,17 @@ impl Counters {
         self.distinct_sectors = Some(footprint.values().map(|page| page.sectors()).sum());
     }
 
-    pub(crate) fn load(&mut self, _space: Space, traffic: &Traffic) {
+    pub(crate) fn load(&mut self, traffic: &Traffic) {
         let Counters { global_load, shared_load, local, .. } = self;
         traffic.count(global_load, shared_load, local);
     }
 
-    pub(crate) fn store(&mut self, _space: Space, traffic: &Traffic) {
+    pub(crate) fn store(&mut self, traffic: &Traffic) {
         let Counters { global_store, shared_store, local, .. } = self;
         traffic.count(global_store, shared_store, local);
     }
 
-    pub(crate) fn atomic(&mut self, _space: Space, traffic: &Traffic) {
+    pub(crate) fn atomic(&mut self, traffic: &Traffic) {
         let Counters { global_atomic, shared_atomic, local, .. } = self;
         traffic.count(global_atomic, shared_atomic, local);
     }

@@ -11,7 +11,7 @@ use crate::{
     exec::{Context, Footprint, grid},
     kernel::{Kernel, Value},
     launch::{Launch, LineProfile, Report, Schedule},
-    memory::{FUNCTION_BASE, GLOBAL_BASE, arena::Arena, view::merge},
+    memory::{FUNCTION_BASE, arena::Arena, view::merge},
     parse::{Module, Space},
     roofline::Gpu,
 };
@@ -318,11 +318,6 @@ impl Device {
             trace: outcome.trace,
             profile,
         })
-    }
-
-    /// Whether an address is one of device memory.
-    pub fn is_device_address(address: u64) -> bool {
-        address >= GLOBAL_BASE
     }
 }
 

@@ -210,7 +210,8 @@ impl Printer<'_> {
         if self.json {
             return Ok(());
         }
-        if !self.at_line_start && std::io::stderr().is_terminal() {
+        // So does the summary, also where both streams end in one pipe.
+        if !self.at_line_start {
             output::note("");
         }
         self.run.seconds = seconds;

@@ -120,8 +120,7 @@ impl Decoder<'_> {
                 let Some(round) = integral else { return Err(code.unsupported()) };
                 Conversion::ToInteger { from, to, round, ftz }
             }
-            (_, Some(_), _, Some(half)) if from == F32 && to.bits() == 16 && clamps && !ftz && !sat => {
-                let _ = half;
+            (_, Some(_), _, Some(_)) if from == F32 && to.bits() == 16 && clamps && !ftz && !sat => {
                 let to = if to == F16 { Half::F16 } else { Half::Bf16 };
                 let Some(round) = round else { return Err(code.unsupported()) };
                 Conversion::Narrow { to, round, clamp }

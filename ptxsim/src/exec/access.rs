@@ -81,7 +81,7 @@ impl Warp {
         let (found, at) = resolve(space, address);
         let within = |begin: u64, end: u64| at >= begin && at <= end && n <= end - at;
         let inside = match found {
-            Space::Global => env.view.inside(at, n),
+            Space::Global => env.common.view.inside(at, n),
             Space::Shared => within(context.static_base, context.shared_end),
             Space::Local => within(0, context.kernel.local_bytes),
             _ => {
@@ -123,7 +123,8 @@ impl Warp {
         let near = match space {
             Space::Global => {
                 let at = address.wrapping_sub(GLOBAL_BASE);
-                let before = (0..=4096u64).find_map(|back| env.view.arena.block(at.checked_sub(back)?));
+                let before =
+                    (0..=4096u64).find_map(|back| env.common.view.arena.block(at.checked_sub(back)?));
                 match before {
                     Some((begin, end)) if at >= end => format!(
                         "{} bytes past the end of the allocation of {} bytes at {:#x}",
@@ -169,18 +170,18 @@ impl Warp {
         let Touch { pc, lane, write, strong } = touch;
         match space {
             Space::Shared => {
-                if !env.flights.is_empty() {
+                if !env.own.flights.is_empty() {
                     self.check_flights(context, env, at, n, touch);
                 }
-                env.shadow.access(&self.clock, lane as u32, pc, at, n, write, strong)
+                env.own.shadow.access(&self.clock, lane as u32, pc, at, n, write, strong)
             }
             Space::Global => {
-                env.view.touch(at, n, write, pc);
+                env.common.view.touch(at, n, write, pc);
                 let overlap = if self.grid_waited { context.overlap_waited } else { context.overlap };
                 if let Some(overlap) = overlap {
                     self.check_overlap(context, env, overlap, at, n, touch);
                 }
-                env.view.shadow.access(&self.clock, lane as u32, pc, at, n, write, strong)
+                env.common.view.shadow.access(&self.clock, lane as u32, pc, at, n, write, strong)
             }
             _ => None,
         }
@@ -274,7 +275,8 @@ impl Warp {
         match reader {
             Some(reader) => {
                 let suspect = || Suspect { pc: touch.pc, other: conflict.pc, message: message() };
-                let shadow = if space == Space::Shared { &mut env.shadow } else { &mut env.view.shadow };
+                let shadow =
+                    if space == Space::Shared { &mut env.own.shadow } else { &mut env.common.view.shadow };
                 shadow.suspect(reader, at, suspect);
             }
             None => env.report(Kind::Race, touch.pc, conflict.pc, message),
@@ -318,15 +320,15 @@ impl Warp {
                 };
                 match space {
                     Space::Global => {
-                        data[..n].copy_from_slice(env.view.bytes(at, n));
+                        data[..n].copy_from_slice(env.common.view.bytes(at, n));
                         if CHECKED {
-                            elements = each(&|i| env.view.any_valid(at + i, element));
+                            elements = each(&|i| env.common.view.any_valid(at + i, element));
                         }
                     }
                     Space::Shared => {
-                        data[..n].copy_from_slice(&env.shared.bytes[at..at + n]);
+                        data[..n].copy_from_slice(&env.own.shared.bytes[at..at + n]);
                         if CHECKED {
-                            elements = each(&|i| env.shared.written.any(at + i, element));
+                            elements = each(&|i| env.own.shared.written.any(at + i, element));
                         }
                     }
                     Space::Local => {
@@ -376,7 +378,7 @@ impl Warp {
         for (register, valid) in d.iter().zip(valid) {
             self.mark(*register, lanes, valid);
         }
-        env.outcome.counters.load(access.space, &traffic);
+        env.own.outcome.counters.load(&traffic);
         let place = (pc, addresses[lanes.trailing_zeros() as usize % 32]);
         if strong { self.polled(env, changed, place) } else { Next::Step }
     }
@@ -432,16 +434,16 @@ impl Warp {
             }
             match space {
                 Space::Global => {
-                    if env.communicates && env.view.bytes(at, n) != &data[..n] {
-                        env.progress += 1;
+                    if env.communicates && env.common.view.bytes(at, n) != &data[..n] {
+                        env.common.progress += 1;
                     }
-                    env.view.write(at, &data[..n], written);
+                    env.common.view.write(at, &data[..n], written);
                 }
                 Space::Shared => {
-                    if strong && env.shared.bytes[at..at + n] != data[..n] {
-                        env.progress += 1;
+                    if strong && env.own.shared.bytes[at..at + n] != data[..n] {
+                        env.common.progress += 1;
                     }
-                    env.shared.write(at, &data[..n], written);
+                    env.own.shared.write(at, &data[..n], written);
                 }
                 Space::Local => {
                     let at = lane * context.kernel.local_bytes as usize + at;
@@ -460,8 +462,8 @@ impl Warp {
                     if self.set(*register) >> lane & 1 == 1 {
                         let piece = &data[i * element..][..element];
                         match space {
-                            Space::Global => env.view.write(at + i * element, piece, true),
-                            Space::Shared => env.shared.write(at + i * element, piece, true),
+                            Space::Global => env.common.view.write(at + i * element, piece, true),
+                            Space::Shared => env.own.shared.write(at + i * element, piece, true),
                             _ => {}
                         }
                     }
@@ -471,7 +473,7 @@ impl Warp {
                 self.strong_write(env, space, at, past, false);
             }
         }
-        env.outcome.counters.store(access.space, &traffic);
+        env.own.outcome.counters.store(&traffic);
     }
 
     /// Whether another lane stored the same value to the same place with this very instruction, which harms nobody.

@@ -45,9 +45,9 @@ impl Warp {
     pub(super) fn strong_write(&mut self, env: &mut Env, space: Space, at: usize, past: &Past, atomic: bool) {
         // Shared memory is the CTA's: what holds for it alone holds there.
         let (map, past) = if space == Space::Shared {
-            (&mut env.published_shared, &past.cta)
+            (&mut env.own.published_shared, &past.cta)
         } else {
-            (&mut env.published, &past.all)
+            (&mut env.common.published, &past.all)
         };
         match (map.get_mut(&at), past) {
             // An atomic continues what others began at this address.
@@ -78,7 +78,7 @@ impl Warp {
         scope: Scope,
     ) {
         let shared = space == Space::Shared;
-        let map = if shared { &env.published_shared } else { &env.published };
+        let map = if shared { &env.own.published_shared } else { &env.common.published };
         let Some(there) = map.get(&at) else { return };
         if acquires && (shared || scope > Scope::Cta) {
             self.clock.acquire(there, 1 << lane);
@@ -117,9 +117,9 @@ impl Warp {
             self.polled.rotate_right(1);
             self.polled[0] = place;
         }
-        if changed || !known || self.progress != env.progress {
+        if changed || !known || self.progress != env.common.progress {
             self.polls = 0;
-            self.progress = env.progress;
+            self.progress = env.common.progress;
         }
         self.polls += 1;
         if self.polls.is_multiple_of(POLLS) { Next::Yield } else { Next::Step }
@@ -154,12 +154,16 @@ impl Warp {
                     self.race(context, env, space, at, touch, conflict);
                 }
                 if *op == Atomic::CompareExchange {
-                    let shadow = if space == Space::Shared { &mut env.shadow } else { &mut env.view.shadow };
+                    let shadow = if space == Space::Shared {
+                        &mut env.own.shadow
+                    } else {
+                        &mut env.common.view.shadow
+                    };
                     shadow.absolve(self.clock.agent, at);
                 }
                 let written = match space {
-                    Space::Shared => env.shared.written.all(at, whole),
-                    _ => env.view.valid(at, whole),
+                    Space::Shared => env.own.shared.written.all(at, whole),
+                    _ => env.common.view.valid(at, whole),
                 };
                 if !written && *op != Atomic::Exchange {
                     let (cta, warp) = (env.cta, self.index);
@@ -175,8 +179,8 @@ impl Warp {
                 let at = at + i * n;
                 let mut raw = [0u8; 8];
                 match space {
-                    Space::Shared => raw[..n].copy_from_slice(&env.shared.bytes[at..at + n]),
-                    _ => raw[..n].copy_from_slice(env.view.bytes(at, n)),
+                    Space::Shared => raw[..n].copy_from_slice(&env.own.shared.bytes[at..at + n]),
+                    _ => raw[..n].copy_from_slice(env.common.view.bytes(at, n)),
                 }
                 let old = u64::from_le_bytes(raw);
                 let operand = self.value(b[i], lane);
@@ -186,12 +190,12 @@ impl Warp {
                 let new = update(*op, *ty, old, operand & mask, compare & mask, flush) & mask;
                 let data = new.to_le_bytes();
                 match space {
-                    Space::Shared => env.shared.write(at, &data[..n], true),
-                    _ => env.view.write(at, &data[..n], true),
+                    Space::Shared => env.own.shared.write(at, &data[..n], true),
+                    _ => env.common.view.write(at, &data[..n], true),
                 }
                 if new != old {
                     changed = true;
-                    env.progress += 1;
+                    env.common.progress += 1;
                 }
                 if d[i] != Reg::Sink {
                     self.put(d[i], lane, old);
@@ -204,7 +208,7 @@ impl Warp {
             }
             self.strong_write(env, space, at, &past, true);
         }
-        env.outcome.counters.atomic(access.space, &traffic);
+        env.own.outcome.counters.atomic(&traffic);
         let place = (pc, addresses[lanes.trailing_zeros() as usize % 32]);
         if changed { Next::Step } else { self.polled(env, false, place) }
     }

@@ -4,7 +4,8 @@ use super::{
     Context, OUTPUT,
     access::resolve,
     cta::Env,
-    warp::{Fragment, Frame, Next, State, Warp, lanes_of, thread_name},
+    fragment::{Fragment, Frame, State},
+    warp::{Next, Warp, lanes_of, thread_name},
 };
 use crate::{
     check::Kind,
@@ -143,8 +144,8 @@ impl Warp {
                 Builtin::Vprintf => {
                     let format = self.text(context, env, lane, argument(self, 0));
                     let text = self.format(context, env, lane, &format, argument(self, 1));
-                    if env.outcome.output.len() + text.len() <= OUTPUT {
-                        env.outcome.output.push_str(&text);
+                    if env.own.outcome.output.len() + text.len() <= OUTPUT {
+                        env.own.outcome.output.push_str(&text);
                     }
                     if let Some((at, n)) = call.results.first() {
                         let at = lane * context.kernel.call_bytes as usize + *at as usize;
@@ -168,7 +169,7 @@ impl Warp {
                 }
                 Builtin::GraphSetConditional => {
                     let (handle, value) = (argument(self, 0), argument(self, 1));
-                    env.outcome.conditions.push((handle, value as u32));
+                    env.own.outcome.conditions.push((handle, value as u32));
                 }
             }
         }
@@ -180,10 +181,10 @@ impl Warp {
         let (space, at) = resolve(Space::Generic, address);
         let bytes = match space {
             Space::Global => {
-                if !env.view.inside(at, n as u64) {
+                if !env.common.view.inside(at, n as u64) {
                     return None;
                 }
-                env.view.bytes(at as usize, n)
+                env.common.view.bytes(at as usize, n)
             }
             Space::Local => {
                 if at >= context.kernel.local_bytes || n as u64 > context.kernel.local_bytes - at {
@@ -192,7 +193,7 @@ impl Warp {
                 let at = lane * context.kernel.local_bytes as usize + at as usize;
                 self.local.bytes.get(at..at + n)?
             }
-            Space::Shared => env.shared.bytes.get(at as usize..(at as usize).checked_add(n)?)?,
+            Space::Shared => env.own.shared.bytes.get(at as usize..(at as usize).checked_add(n)?)?,
             _ => return None,
         };
         out[..n].copy_from_slice(bytes);

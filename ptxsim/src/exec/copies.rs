@@ -144,7 +144,7 @@ impl Warp {
                     continue;
                 }
                 let at = source.wrapping_sub(GLOBAL_BASE);
-                if !env.view.inside(at, take) {
+                if !env.common.view.inside(at, take) {
                     let (cta, warp) = (env.cta, self.index);
                     env.report(Kind::OutOfBounds, pc, 0, || {
                         format!(
@@ -175,7 +175,7 @@ impl Warp {
             let now = match context.delivery {
                 Delivery::Eager => true,
                 Delivery::Lazy => false,
-                Delivery::Random(_) => env.random.below(2) == 0,
+                Delivery::Random(_) => env.own.random.below(2) == 0,
             };
             let mut flight = Flight {
                 warp: self.index,
@@ -196,19 +196,19 @@ impl Warp {
                     continue;
                 }
             } else {
-                env.shared.poison(to, n as usize);
+                env.own.shared.poison(to, n as usize);
             }
-            let place = env.flights.insert(flight);
+            let place = env.own.flights.insert(flight);
             self.flights.push(place);
-            if self.flights.len() > 2 * env.flights.count + 64 {
+            if self.flights.len() > 2 * env.own.flights.count + 64 {
                 // Most of them were replaced.
-                let slots = &env.flights.slots;
+                let slots = &env.own.flights.slots;
                 self.flights.retain(|(place, number)| {
                     slots[*place as usize].as_ref().is_some_and(|flight| flight.number == *number)
                 });
             }
         }
-        env.outcome.counters.copy(&read, &write);
+        env.own.outcome.counters.copy(&read, &write);
     }
 
     /// Completes the copies of `lanes` but for their last `left` groups; all copies for None.
@@ -221,7 +221,7 @@ impl Warp {
     ) {
         let mut places = std::mem::take(&mut self.flights);
         places.retain(|(place, number)| {
-            let Some(flight) = &mut env.flights.slots[*place as usize] else { return false };
+            let Some(flight) = &mut env.own.flights.slots[*place as usize] else { return false };
             if flight.number != *number {
                 return false;
             }
@@ -233,19 +233,19 @@ impl Warp {
                     Some(left) => flight.group + left < self.groups[lane],
                 };
             if !due {
-                let early = matches!(context.delivery, Delivery::Random(_)) && env.random.below(4) == 0;
+                let early = matches!(context.delivery, Delivery::Random(_)) && env.own.random.below(4) == 0;
                 if early && !flight.delivered {
                     let mut copy = flight.clone();
                     deliver(env, &mut copy);
-                    env.flights.slots[*place as usize] = Some(copy);
+                    env.own.flights.slots[*place as usize] = Some(copy);
                 }
                 return true;
             }
-            if let Some(mut flight) = env.flights.remove(*place) {
+            if let Some(mut flight) = env.own.flights.remove(*place) {
                 deliver(env, &mut flight);
                 if CHECKED {
                     // From here on the copy is a write of the thread that waited.
-                    env.shadow.access(
+                    env.own.shadow.access(
                         &self.clock,
                         flight.lane,
                         flight.pc,
@@ -263,7 +263,7 @@ impl Warp {
 
     /// Reports a touch of what a copy may still be writing.
     pub(super) fn check_flights(&self, context: &Context, env: &mut Env, at: usize, n: usize, touch: Touch) {
-        let Some(flight) = env.flights.over(at, n) else { return };
+        let Some(flight) = env.own.flights.over(at, n) else { return };
         let (other_warp, other_lane, other) = (flight.warp, flight.lane, flight.pc);
         let (cta, warp) = (env.cta, self.index);
         let kernel = context.kernel;
@@ -287,8 +287,8 @@ fn deliver(env: &mut Env, flight: &mut Flight) {
     let mut data = [0u8; 16];
     let mut valid = true;
     if flight.size > 0 {
-        data[..flight.size].copy_from_slice(env.view.bytes(flight.source, flight.size));
-        valid = env.view.valid(flight.source, flight.size);
+        data[..flight.size].copy_from_slice(env.common.view.bytes(flight.source, flight.size));
+        valid = env.common.view.valid(flight.source, flight.size);
     }
-    env.shared.write(flight.target, &data[..flight.bytes], valid);
+    env.own.shared.write(flight.target, &data[..flight.bytes], valid);
 }

@@ -3,8 +3,9 @@
 use super::{
     Context, Outcome, Random,
     copies::Flights,
+    fragment::State,
     sync::BarrierState,
-    warp::{State, Stop, Warp},
+    warp::{Stop, Warp},
 };
 use crate::{
     check::{Kind, clock::Vector, shadow::Shadow},
@@ -19,41 +20,52 @@ const QUANTUM: u64 = 2000;
 /// Polls in vain after which a warp counts as waiting for others.
 const PATIENCE: u32 = 1 << 17;
 
-/// What a CTA's warps share, with the view of device memory lent to it while it runs.
-pub(crate) struct Env<'a> {
-    pub view: View<'a>,
-    /// What strong writes left at global and shared addresses for those who read them.
-    pub published: HashMap<usize, Arc<Vector>>,
-    pub published_shared: HashMap<usize, Arc<Vector>>,
+/// What a warp sees of the world while it runs.
+pub(crate) struct Env<'e, 'a> {
+    pub common: &'e mut Common<'a>,
+    pub own: &'e mut Own,
     pub cta: [u32; 3],
-    pub shared: Window,
-    pub shadow: Shadow,
-    pub(super) barriers: [BarrierState; 16],
-    pub(super) flights: Flights,
-    pub outcome: Outcome,
-    /// Threads that have not exited.
-    pub live: u32,
-    /// Rises with everything that another warp may be waiting for.
-    pub progress: u64,
     pub communicates: bool,
     pub trapped: bool,
-    pub random: Random,
     /// The warp whose instructions are recorded.
     pub traced: Option<u32>,
     pub trace_limit: usize,
 }
 
-impl Env<'_> {
+/// What CTAs that run by turns have in common.
+pub(crate) struct Common<'a> {
+    pub view: View<'a>,
+    /// What strong writes left at global addresses for those who read them.
+    pub published: HashMap<usize, Arc<Vector>>,
+    /// Rises with everything that another warp may be waiting for.
+    pub progress: u64,
+}
+
+/// What belongs to one CTA.
+pub(crate) struct Own {
+    pub shared: Window,
+    pub shadow: Shadow,
+    /// What strong writes left at shared addresses.
+    pub published_shared: HashMap<usize, Arc<Vector>>,
+    pub(super) barriers: [BarrierState; 16],
+    pub(super) flights: Flights,
+    /// Threads that have not exited.
+    pub live: u32,
+    pub random: Random,
+    pub outcome: Outcome,
+}
+
+impl Env<'_, '_> {
     pub fn report(&mut self, kind: Kind, pc: u32, other: u32, message: impl FnOnce() -> String) {
-        self.outcome.findings.add(kind, pc, other, message);
+        self.own.outcome.findings.add(kind, pc, other, message);
     }
 
     /// Threads have exited: barriers for all that live may be complete.
     pub fn threads_left(&mut self) {
-        let live = self.live;
-        for barrier in &mut self.barriers {
+        let live = self.own.live;
+        for barrier in &mut self.own.barriers {
             if barrier.expected.is_none() && barrier.arrived > 0 && barrier.complete(live) {
-                self.progress += 1;
+                self.common.progress += 1;
             }
         }
     }
@@ -62,22 +74,10 @@ impl Env<'_> {
 /// A CTA between its turns.
 pub(crate) struct Cta {
     pub number: u64,
+    pub is_done: bool,
     warps: Vec<Warp>,
     place: [u32; 3],
-    state: Option<Kept>,
-    done: bool,
-}
-
-/// The parts of [`Env`] that belong to the CTA alone.
-struct Kept {
-    shared: Window,
-    shadow: Shadow,
-    barriers: [BarrierState; 16],
-    flights: Flights,
-    published_shared: HashMap<usize, Arc<Vector>>,
-    live: u32,
-    random: Random,
-    outcome: Outcome,
+    own: Own,
 }
 
 /// What a turn of a CTA came to.
@@ -90,11 +90,10 @@ pub(super) enum Turn {
     Waits,
 }
 
-/// What CTAs that run by turns have in common.
-pub(super) struct Common<'a> {
-    pub view: View<'a>,
-    pub published: HashMap<usize, Arc<Vector>>,
-    pub progress: u64,
+impl<'a> Common<'a> {
+    pub fn new(view: View<'a>) -> Self {
+        Common { view, published: HashMap::new(), progress: 0 }
+    }
 }
 
 impl Cta {
@@ -109,140 +108,89 @@ impl Cta {
             number,
             warps,
             place: context.place(number),
-            state: Some(Kept {
+            is_done: false,
+            own: Own {
                 shared: Window::new(bytes),
                 shadow: Shadow::new(if context.checked { bytes } else { 0 }),
+                published_shared: HashMap::new(),
                 barriers: Default::default(),
                 flights: Flights::default(),
-                published_shared: HashMap::new(),
                 live: context.threads(),
                 random: Random::new(seed ^ number.wrapping_mul(0x9e37_79b9)),
                 outcome: Outcome::new(context.kernel),
-            }),
-            done: false,
+            },
         }
     }
 
     /// Runs to the end, alone.
-    pub fn run<'a>(mut self, context: &Context, common: Common<'a>) -> Result<(Outcome, View<'a>)> {
-        let mut common = Some(common);
+    pub fn run(mut self, context: &Context, common: &mut Common) -> Result<Outcome> {
         loop {
-            let (turn, back) = self.turn(context, common.take().expect("handed back"), u64::MAX)?;
-            match turn {
-                Turn::Done => return Ok((self.outcome(), back.view)),
+            match self.turn(context, common, u64::MAX)? {
+                Turn::Done => break,
                 Turn::Ran => {}
+                Turn::Waits if self.force() => {}
                 Turn::Waits => {
-                    if !self.force() {
-                        self.deadlock(context);
-                        return Ok((self.outcome(), back.view));
-                    }
+                    self.deadlock(context);
+                    break;
                 }
             }
-            common = Some(back);
         }
+        Ok(self.outcome())
     }
 
-    pub fn outcome(&mut self) -> Outcome {
-        let Some(mut kept) = self.state.take() else { return Outcome::default() };
-        kept.outcome.findings.convict(&mut kept.shadow);
-        kept.outcome
+    /// What it came to.
+    pub fn outcome(mut self) -> Outcome {
+        self.own.outcome.findings.convict(&mut self.own.shadow);
+        self.own.outcome
     }
 
     /// Gives each warp a turn, until all have ended or wait, or `rounds` rounds are over.
-    pub fn turn<'a>(
-        &mut self,
-        context: &Context,
-        common: Common<'a>,
-        rounds: u64,
-    ) -> Result<(Turn, Common<'a>)> {
-        let Some(kept) = self.state.take() else { return Ok((Turn::Done, common)) };
-        let traced = context.trace.filter(|t| u64::from(t.0) == self.number).map(|t| t.1);
+    pub fn turn(&mut self, context: &Context, common: &mut Common, rounds: u64) -> Result<Turn> {
         let mut env = Env {
-            view: common.view,
-            published: common.published,
-            published_shared: kept.published_shared,
+            common,
+            own: &mut self.own,
             cta: self.place,
-            shared: kept.shared,
-            shadow: kept.shadow,
-            barriers: kept.barriers,
-            flights: kept.flights,
-            outcome: kept.outcome,
-            live: kept.live,
-            progress: common.progress,
             communicates: context.kernel.communicates,
             trapped: false,
-            random: kept.random,
-            traced,
+            traced: context.trace.filter(|t| u64::from(t.0) == self.number).map(|t| t.1),
             trace_limit: context.trace.map_or(0, |t| t.2),
         };
-        let mut turn = Turn::Ran;
-        let mut round = 0;
-        while round < rounds {
-            round += 1;
+        for _ in 0..rounds {
             let mut ran = false;
-            let order = self.order(context, &mut env);
-            for index in order {
+            for index in env.own.random.order(context.schedule, self.warps.len()) {
                 let warp = &mut self.warps[index];
                 if warp.live == 0 {
                     continue;
                 }
                 let quantum = match context.schedule {
-                    Schedule::Random(_) => 1 + env.random.below(64),
+                    Schedule::Random(_) => 1 + env.own.random.below(64),
                     _ => QUANTUM,
                 };
-                let (steps, progress) = (warp.steps, env.progress);
+                let (steps, progress) = (warp.steps, env.common.progress);
                 let stop = warp.run(context, &mut env, quantum)?;
                 let executed = warp.steps - steps;
-                env.outcome.steps += executed;
-                let polls = warp.polls > PATIENCE && warp.progress == env.progress;
-                ran |= stop == Stop::Done || progress != env.progress || executed > 0 && !polls;
+                env.own.outcome.steps += executed;
+                let polls = warp.polls > PATIENCE && warp.progress == env.common.progress;
+                ran |= stop == Stop::Done || progress != env.common.progress || executed > 0 && !polls;
                 if env.trapped {
                     break;
                 }
-                if env.outcome.steps > context.step_limit {
+                if env.own.outcome.steps > context.step_limit {
                     let pc = warp.fragments.first().map_or(0, |f| f.pc);
                     let line = context.kernel.code.get(pc as usize).map_or(0, |inst| inst.line);
                     return Err(Error::StepLimit { limit: context.step_limit, line });
                 }
             }
-            if env.trapped || env.live == 0 {
-                turn = Turn::Done;
-                break;
+            if env.trapped || env.own.live == 0 {
+                self.is_done = true;
+                self.warps.clear();
+                return Ok(Turn::Done);
             }
             if !ran {
-                turn = Turn::Waits;
-                break;
+                return Ok(Turn::Waits);
             }
         }
-        self.done = turn == Turn::Done;
-        self.state = Some(Kept {
-            shared: env.shared,
-            shadow: env.shadow,
-            barriers: env.barriers,
-            flights: env.flights,
-            published_shared: env.published_shared,
-            live: env.live,
-            random: env.random,
-            outcome: env.outcome,
-        });
-        if self.done {
-            self.warps.clear();
-        }
-        Ok((turn, Common { view: env.view, published: env.published, progress: env.progress }))
-    }
-
-    fn order(&self, context: &Context, env: &mut Env) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.warps.len()).collect();
-        match context.schedule {
-            Schedule::InOrder => {}
-            Schedule::Reversed => order.reverse(),
-            Schedule::Random(_) => {
-                for i in (1..order.len()).rev() {
-                    order.swap(i, env.random.below(i as u64 + 1) as usize);
-                }
-            }
-        }
-        order
+        Ok(Turn::Ran)
     }
 
     /// Lets a fragment that waits in vain for other lanes of its warp go on, with a report when it does. False if there
@@ -260,7 +208,6 @@ impl Cta {
 
     /// Reports what each warp waits for.
     pub fn deadlock(&mut self, context: &Context) {
-        let Some(kept) = &mut self.state else { return };
         let mut waiters = vec![];
         let mut first = u32::MAX;
         for warp in &self.warps {
@@ -271,8 +218,8 @@ impl Cta {
                 };
                 let (pc, why) = match fragment.state {
                     State::Barrier { id, .. } => {
-                        let barrier = &kept.barriers[id as usize];
-                        let expected = barrier.expected.unwrap_or(kept.live);
+                        let barrier = &self.own.barriers[id as usize];
+                        let expected = barrier.expected.unwrap_or(self.own.live);
                         let why =
                             format!("at barrier {id}, where {} of {expected} threads are", barrier.arrived);
                         (fragment.pc - 1, why)
@@ -289,7 +236,7 @@ impl Cta {
         let place = self.place;
         let count = waiters.len();
         waiters.truncate(16);
-        kept.outcome.findings.add(Kind::Deadlock, first, 0, || {
+        self.own.outcome.findings.add(Kind::Deadlock, first, 0, || {
             format!(
                 "nothing can run any more in CTA ({}, {}, {}): {}{}",
                 place[0],
@@ -299,10 +246,6 @@ impl Cta {
                 if count > waiters.len() { "; …" } else { "" }
             )
         });
-        self.done = true;
-    }
-
-    pub fn is_done(&self) -> bool {
-        self.done
+        self.is_done = true;
     }
 }

@@ -6,7 +6,6 @@
 //! as the GPU could hold, in an order that the schedule seeds.
 
 use rayon::prelude::*;
-use std::collections::HashMap;
 
 use super::{
     Context, Footprint, Outcome, Random,
@@ -29,7 +28,7 @@ const WAVE: u64 = 64;
 /// CTAs that run by turns at first.
 const WINDOW: u64 = 8;
 
-/// Runs every CTA; memory holds the result even after an error.
+/// Runs every CTA. After an error, memory may hold a part of the result.
 pub(crate) fn run(context: &Context, arena: &mut Arena, resident: u64) -> Result<(Outcome, Footprint)> {
     let total: u64 = context.grid.iter().map(|n| u64::from(*n)).product();
     let agents = total.saturating_mul(u64::from(context.warps()));
@@ -56,19 +55,17 @@ fn in_waves(context: &Context, arena: &mut Arena, total: u64) -> Result<(Outcome
         let results: Vec<Result<(Outcome, Vec<Page>)>> = (first..last)
             .into_par_iter()
             .map_init(
-                || Some(View::new(shared, context.checked)),
-                |view, number| {
-                    let fresh = || View::new(shared, context.checked);
-                    let common = Common {
-                        view: view.take().unwrap_or_else(fresh),
-                        published: HashMap::new(),
-                        progress: 0,
-                    };
-                    let (mut outcome, mut back) = Cta::new(context, number).run(context, common)?;
-                    outcome.findings.convict(&mut back.shadow);
-                    let pages = back.take();
-                    *view = Some(back);
-                    Ok((outcome, pages))
+                || Common::new(View::new(shared, context.checked)),
+                |common, number| {
+                    let mut outcome = Cta::new(context, number).run(context, common);
+                    if let Ok(outcome) = &mut outcome {
+                        outcome.findings.convict(&mut common.view.shadow);
+                    }
+                    // The next CTA of this thread starts afresh, whatever became of this one.
+                    let pages = common.view.take();
+                    common.published.clear();
+                    common.progress = 0;
+                    Ok((outcome?, pages))
                 },
             )
             .collect();
@@ -95,13 +92,12 @@ fn in_waves(context: &Context, arena: &mut Arena, total: u64) -> Result<(Outcome
 
 fn by_turns(context: &Context, arena: &mut Arena, total: u64, resident: u64) -> Result<(Outcome, Footprint)> {
     let mut outcome = Outcome::new(context.kernel);
-    let mut random = match context.schedule {
-        Schedule::Random(seed) => Some(Random::new(seed)),
-        _ => None,
-    };
+    let mut random = Random::new(match context.schedule {
+        Schedule::Random(seed) => seed,
+        _ => 0,
+    });
     let pages = {
-        let mut common =
-            Common { view: View::new(arena, context.checked), published: HashMap::new(), progress: 0 };
+        let mut common = Common::new(View::new(arena, context.checked));
         let mut running: Vec<Cta> = vec![];
         let mut next = 0;
         // Few at a time, for the sake of memory, until they all wait for CTAs that have not begun.
@@ -114,30 +110,13 @@ fn by_turns(context: &Context, arena: &mut Arena, total: u64, resident: u64) -> 
             if running.is_empty() {
                 break;
             }
-            let mut order: Vec<usize> = (0..running.len()).collect();
-            match (&mut random, context.schedule) {
-                (Some(random), _) => {
-                    for i in (1..order.len()).rev() {
-                        order.swap(i, random.below(i as u64 + 1) as usize);
-                    }
-                }
-                (None, Schedule::Reversed) => order.reverse(),
-                _ => {}
-            }
             let before = common.progress;
             let mut ran = false;
-            for index in order {
-                let (turn, back) = running[index].turn(context, common, 1)?;
-                ran |= turn != Turn::Waits;
-                common = back;
+            for index in random.order(context.schedule, running.len()) {
+                ran |= running[index].turn(context, &mut common, 1)? != Turn::Waits;
             }
-            let mut left = vec![];
-            let mut ended = vec![];
-            for cta in running.drain(..) {
-                if cta.is_done() { ended.push(cta) } else { left.push(cta) }
-            }
-            ended.sort_by_key(|cta| cta.number);
-            for mut cta in ended {
+            let (ended, left): (Vec<Cta>, Vec<Cta>) = running.drain(..).partition(|cta| cta.is_done);
+            for cta in ended {
                 outcome.merge(cta.outcome());
             }
             running = left;
@@ -150,17 +129,14 @@ fn by_turns(context: &Context, arena: &mut Arena, total: u64, resident: u64) -> 
                 continue;
             }
             if stuck && !running.iter_mut().any(Cta::force) {
-                for cta in &mut running {
-                    cta.deadlock(context);
-                    outcome.merge(cta.outcome());
-                }
+                running.iter_mut().for_each(|cta| cta.deadlock(context));
                 break 'grid;
             }
             if outcome.steps > context.step_limit {
                 return Err(outcome.beyond(context));
             }
         }
-        for mut cta in running {
+        for cta in running {
             outcome.merge(cta.outcome());
         }
         outcome.findings.convict(&mut common.view.shadow);

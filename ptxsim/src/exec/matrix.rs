@@ -30,7 +30,7 @@ impl Warp {
                 let what = if load { "reads" } else { "writes" };
                 *row = self.place(context, env, pc, lane, Space::Shared, at, 16, what).map(|(_, at)| at);
             }
-            env.outcome.counters.matrix_phase(&rows);
+            env.own.outcome.counters.matrix_phase(&rows);
             if CHECKED {
                 for (r, at) in rows.iter().enumerate() {
                     let Some(at) = *at else { continue };
@@ -46,7 +46,9 @@ impl Warp {
                 let mut words = [[u32::MAX; 4]; 8];
                 for (words, at) in words.iter_mut().zip(rows) {
                     let Some(at) = at else { continue };
-                    for (word, bytes) in words.iter_mut().zip(env.shared.bytes[at..at + 16].chunks_exact(4)) {
+                    for (word, bytes) in
+                        words.iter_mut().zip(env.own.shared.bytes[at..at + 16].chunks_exact(4))
+                    {
                         *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                     }
                 }
@@ -61,7 +63,7 @@ impl Warp {
                     out[i].copy_from_slice(words.as_flattened());
                 }
                 if CHECKED {
-                    whole = rows.iter().flatten().all(|at| env.shared.written.all(*at, 16));
+                    whole = rows.iter().flatten().all(|at| env.own.shared.written.all(*at, 16));
                 }
                 if !whole {
                     self.mark_rows(env, &rows, *register, &out[i], transposed, lanes);
@@ -77,7 +79,7 @@ impl Warp {
                         let (r, c) = if transposed { (c, r) } else { (r, c) };
                         let Some(at) = rows[r] else { continue };
                         let element = (value >> (16 * half)) as u16;
-                        env.shared.write(at + 2 * c, &element.to_le_bytes(), set >> lane & 1 == 1);
+                        env.own.shared.write(at + 2 * c, &element.to_le_bytes(), set >> lane & 1 == 1);
                     }
                 }
             }
@@ -100,7 +102,7 @@ impl Warp {
             let written = (0..2).any(|half| {
                 let (r, c) = (lane / 4, 2 * (lane % 4) + half);
                 let (r, c) = if transposed { (c, r) } else { (r, c) };
-                rows[r].is_none_or(|at| env.shared.written.all(at + 2 * c, 2))
+                rows[r].is_none_or(|at| env.own.shared.written.all(at + 2 * c, 2))
             });
             set |= u32::from(written) << lane;
         }
@@ -137,7 +139,7 @@ impl Warp {
                 }
                 let (flop, useful) =
                     (2 * mma.multiply_adds(), 2 * mma.useful(&fa[..a.len()], &fb[..b.len()]));
-                env.outcome.counters.tensor(mma.precision(), flop, useful);
+                env.own.outcome.counters.tensor(mma.precision(), flop, useful);
             }
             Op::MmaD { mma, d, a, b, c } => {
                 let fragment = |registers: &[u32]| -> Vec<[u64; 32]> {
@@ -150,7 +152,7 @@ impl Warp {
                     self.put_d(*register, value, lanes);
                 }
                 let flop = 2 * mma.multiply_adds();
-                env.outcome.counters.tensor(mma.precision(), flop, flop);
+                env.own.outcome.counters.tensor(mma.precision(), flop, flop);
             }
             _ => {}
         }

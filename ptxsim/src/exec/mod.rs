@@ -1,4 +1,5 @@
-//! Running a kernel. [`grid`] shares CTAs out, [`cta`] schedules the warps of one, [`warp`] executes instructions for 32 lanes;
+//! Running a kernel. [`grid`] shares CTAs out, [`cta`] schedules the warps of one, [`fragment`] the lanes of a warp, [`warp`]
+//! executes instructions for 32 lanes;
 //! `access`, `atomic`, `copies`, `sync`, `shuffle`, `matrix` and `calls` are the instructions that are more than a lane function.
 
 mod access;
@@ -6,6 +7,7 @@ mod atomic;
 mod calls;
 mod copies;
 mod cta;
+mod fragment;
 pub(crate) mod grid;
 mod lanes;
 mod matrix;
@@ -149,5 +151,20 @@ impl Random {
     }
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
+    }
+
+    /// The order in which a schedule takes `n` things.
+    pub fn order(&mut self, schedule: Schedule, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        match schedule {
+            Schedule::InOrder => {}
+            Schedule::Reversed => order.reverse(),
+            Schedule::Random(_) => {
+                for i in (1..n).rev() {
+                    order.swap(i, self.below(i as u64 + 1) as usize);
+                }
+            }
+        }
+        order
     }
 }

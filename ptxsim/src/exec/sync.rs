@@ -3,7 +3,8 @@
 use super::{
     Context,
     cta::Env,
-    warp::{Next, State, Warp, lanes_of, thread_name},
+    fragment::{Fragment, State},
+    warp::{Next, Warp, lanes_of, thread_name},
 };
 use crate::{
     check::{Kind, clock::Vector},
@@ -189,7 +190,7 @@ impl Warp {
             env.trapped = true;
             return Next::Yield;
         }
-        let state = &mut env.barriers[id as usize];
+        let state = &mut env.own.barriers[id as usize];
         let me = 1u32 << (self.index % 32);
         if barrier.kind == BarrierKind::Arrive && barrier.aligned && state.members & me != 0 {
             self.fragments[current].state = State::Again { id, phase: state.phase };
@@ -207,7 +208,7 @@ impl Warp {
                 )
             });
         }
-        let state = &mut env.barriers[id as usize];
+        let state = &mut env.own.barriers[id as usize];
         state.expected = threads;
         // With a count, a warp counts as a whole.
         state.arrived += match threads {
@@ -231,9 +232,9 @@ impl Warp {
         join(&mut state.seen, &self.clock.seen);
         state.grid_waited |= self.grid_waited;
         let phase = state.phase;
-        env.outcome.counters.barriers += 1;
-        if state.complete(env.live) {
-            env.progress += 1;
+        env.own.outcome.counters.barriers += 1;
+        if state.complete(env.own.live) {
+            env.common.progress += 1;
         }
         if barrier.kind == BarrierKind::Arrive {
             return Next::Step;
@@ -241,7 +242,7 @@ impl Warp {
         let stack = self.fragments[current].stack.clone();
         self.fragments[current].mask = mask & !lanes;
         self.fragments[current].pc = pc + 1;
-        self.fragments.push(super::warp::Fragment {
+        self.fragments.push(Fragment {
             pc: pc + 1,
             mask: lanes,
             state: State::Barrier { id, phase },
@@ -262,7 +263,7 @@ impl Warp {
     ) {
         self.fragments[fragment].state = State::Ready;
         let (pc, lanes) = (self.fragments[fragment].pc, self.fragments[fragment].mask);
-        let Some(result) = env.barriers[id as usize].results.iter().find(|r| r.phase == phase) else {
+        let Some(result) = env.own.barriers[id as usize].results.iter().find(|r| r.phase == phase) else {
             return;
         };
         if let Some(past) = &result.past {
