@@ -56,7 +56,7 @@ fn forward(c: &mut Criterion) {
         let llama = random(dim, layers, heads, intermediate);
         let page = 16;
         let mut cache = Cache::new(64, page, 1, 64).expect("a cache");
-        let mut kv = llama.kv(64).expect("pages");
+        let mut kv = llama.kv(&cache).expect("pages");
         let mut work = llama.work(512, 16).expect("buffers");
         let sequence = cache.create().expect("a sequence");
         cache.append(sequence, 768, &mut Vec::new()).expect("room");

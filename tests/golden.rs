@@ -18,7 +18,7 @@ fn logits(llama: &Llama<Cpu>, ids: &[u32], layers: usize) -> Vec<Vec<f32>> {
     let page = 16;
     let pages = ids.len().div_ceil(page);
     let mut cache = Cache::new(pages, page, 1, pages).unwrap();
-    let mut kv = llama.kv(pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
     let mut work = llama.work(ids.len(), ids.len()).unwrap();
     let sequence = cache.create().unwrap();
     cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();

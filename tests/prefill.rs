@@ -21,7 +21,7 @@ fn prompt(length: usize, vocab: usize) -> Vec<u32> {
 fn logits(llama: &Llama<Cpu>, prompts: &[&[u32]], cut: usize) -> Vec<Vec<u32>> {
     let pages = prompts.iter().map(|ids| ids.len().div_ceil(16)).max().unwrap();
     let mut cache = Cache::new(pages * prompts.len(), 16, prompts.len(), pages).unwrap();
-    let mut kv = llama.kv(pages * prompts.len()).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
     let most = prompts.iter().map(|ids| ids.len()).sum::<usize>();
     let mut work = llama.work(most, prompts.len()).unwrap();
     let row = |ids: &[u32], position: usize, sequence| Row { token: ids[position], position, sequence };

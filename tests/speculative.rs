@@ -229,7 +229,7 @@ fn in_one_pass(llama: &Llama<Cpu>, prompt: &[u32], generated: &[u32]) -> Vec<u64
     let (first, end) = (prompt.len() - 1, ids.len() - 1);
     let pages = end.div_ceil(16);
     let mut cache = Cache::new(pages, 16, 1, pages).unwrap();
-    let mut kv = llama.kv(pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
     let mut work = llama.work(end, generated.len()).unwrap();
     let sequence = cache.create().unwrap();
     cache.append(sequence, end, &mut Vec::new()).unwrap();
@@ -404,7 +404,7 @@ fn tiny(dir: &Path) -> Llama<Cpu> {
 fn next_distribution(llama: &Llama<Cpu>, ids: &[u32], layers: usize) -> Vec<f64> {
     use warploom::{backend::Row, cache::Cache};
     let mut cache = Cache::new(4, 16, 1, 4).unwrap();
-    let mut kv = llama.kv(4).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
     let mut work = llama.work(ids.len(), 1).unwrap();
     let sequence = cache.create().unwrap();
     cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();

@@ -1,11 +1,20 @@
 //! The operations of a forward pass over some device's memory.
 //!
-//! Start from [`Backend`], what a device must offer; [`Cpu`] is the reference and the default.
+//! Start from [`Backend`], what a device must offer; [`Cpu`] is the reference and the default, `Gpu` (feature `cuda`) the
+//! kernels over a GPU or its simulator.
 //! `src/model` writes the forward pass once, over this trait.
 
+mod angles;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod round;
 
+pub use angles::Angles;
 pub use cpu::{Cpu, Isa};
+#[cfg(feature = "cuda")]
+pub use gpu::Gpu;
+pub use round::{Round, RoundOutcome, RoundPlan, RoundSequence, RoundSizes};
 
 use crate::{cache::Cache, checkpoint::Tensor, error::Result, mask::Mask};
 
@@ -79,20 +88,54 @@ impl Heads {
     }
 }
 
+/// What a product reads: rows `from..from + rows` of a buffer, normalised first where a norm is given.
+pub struct Input<'a, B: Backend + ?Sized> {
+    /// `[_, width]`.
+    pub x: &'a B::Buffer,
+    /// First row.
+    pub from: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// RMSNorm of each row before the product.
+    pub norm: Option<Norm<'a, B>>,
+}
+
+/// RMSNorm: x / √(mean(x²) + ε) · weight.
+pub struct Norm<'a, B: Backend + ?Sized> {
+    /// `[width]`.
+    pub weight: &'a B::Weight,
+    /// ε.
+    pub eps: f32,
+    /// Room for the normalised rows, for backends that do not fold the norm into the product.
+    pub scratch: &'a mut B::Buffer,
+}
+
 /// What a device offers to a forward pass.
 ///
 /// Buffers are matrices of activations, `[rows, width]` row after row. No operation on decode rows allocates, and a
 /// row of any result has the same bits whatever other rows are computed with it; a product's depend on the
 /// [`RowClass`], those of all other operations do not. Arguments are checked by
 /// `src/model`; an operation may panic on buffers that are too small, which the model never passes.
+///
+/// # Errors
+/// Operations fail where a device does ([`Error::Device`](crate::Error::Device)); the CPU's never do. What allocates fails with
+/// [`Error::Capacity`](crate::Error::Capacity) where memory is short.
 pub trait Backend: Send + Sync {
     /// A weight matrix or vector, in the type it is stored in.
     type Weight: Send + Sync;
     /// A matrix of activations.
     type Buffer: Send + Sync;
+    /// A matrix of logits in f32, which the host reads.
+    type Logits: Send + Sync;
     /// The keys and values of every layer, in pages.
     type Kv: Send + Sync;
+    /// The rows of a pass, where the operations want them.
+    type Rows: Send + Sync;
+    /// Rounds that stay on the device; [`Infallible`](std::convert::Infallible) where the host drives them.
+    type Round: Round<Self>;
 
+    /// A name for reports: the instruction set, or the GPU's.
+    fn name(&self) -> String;
     /// Positions per page of [`Backend::Kv`].
     fn page_size(&self) -> usize;
     /// Bytes that [`Backend::kv`] takes per page.
@@ -102,8 +145,15 @@ pub trait Backend: Send + Sync {
     fn weight(&self, tensor: &Tensor) -> Result<Self::Weight>;
     /// A buffer of `rows × width` numbers.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
-    /// Room for `pages` pages in each of `layers` layers.
-    fn kv(&self, heads: Heads, layers: usize, pages: usize) -> Result<Self::Kv>;
+    /// Logits of `rows` rows.
+    fn logits(&self, rows: usize, vocab: usize) -> Result<Self::Logits>;
+    /// Room for the pages that `cache` keeps book of, in each of `layers` layers.
+    fn kv(&self, heads: Heads, layers: usize, cache: &Cache) -> Result<Self::Kv>;
+    /// Room for at most `rows` rows, whose heads are rotated by `angles`.
+    fn rows(&self, rows: usize, heads: Heads, angles: &Angles) -> Result<Self::Rows>;
+
+    /// Room for rounds on the device; None where the host drives them.
+    fn round(&self, sizes: RoundSizes, angles: &Angles) -> Result<Option<Self::Round>>;
 
     /// Runs `operations` on decode rows, which follow each other closely, in whatever makes many short ones cheap: on
     /// the CPU, threads that stay awake in between. Changes no result; may be nested.
@@ -111,53 +161,46 @@ pub trait Backend: Send + Sync {
         operations()
     }
 
+    /// Makes `list` the rows of the operations that follow.
+    fn set_rows(&self, rows: &mut Self::Rows, list: &[Row], kv: &mut Self::Kv, cache: &Cache) -> Result<()>;
     /// `out[r] = table[rows[r].token]`; `out` is `[rows, width]`.
-    fn embed(&self, table: &Self::Weight, rows: &[Row], out: &mut Self::Buffer);
-    /// `out[r] = x[from + r] / √(mean(x²) + ε) · weight`, both `[_, width]`.
-    fn rms_norm(
-        &self,
-        x: &Self::Buffer,
-        from: usize,
-        rows: usize,
-        weight: &Self::Weight,
-        eps: f32,
-        out: &mut Self::Buffer,
-    );
-    /// `out[r, column + n] ⟵ x[r] · weight[n] + bias[n]` for each projection; `out` is `[rows, width]`. All
+    fn embed(&self, table: &Self::Weight, rows: &Self::Rows, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[r, column + n] ⟵ input[r] · weight[n] + bias[n]` for each projection; `out` is `[rows, width]`. All
     /// rows are of one class.
     fn linear(
         &self,
-        x: &Self::Buffer,
-        rows: usize,
+        input: Input<Self>,
         projections: &[Projection<Self::Weight>],
         out: &mut Self::Buffer,
         width: usize,
         epilogue: Epilogue,
         class: RowClass,
-    );
+    ) -> Result<()>;
+    /// `out[r] = input[r] · weightᵀ`, on decode rows: `[rows, vocab]`.
+    fn head(&self, input: Input<Self>, weight: &Self::Weight, out: &mut Self::Logits) -> Result<()>;
     /// Rotates q and k of every row by its angles and writes k and v to the row's place in the cache.
-    /// `qkv` is `[rows, Heads::qkv()]`; `angles` is `[rows, head_dim]`: cosines, then sines.
+    /// `qkv` is `[rows, Heads::qkv()]`.
     fn rope_append(
         &self,
         qkv: &mut Self::Buffer,
-        rows: &[Row],
-        angles: &[f32],
+        rows: &Self::Rows,
         kv: &mut Self::Kv,
         layer: usize,
         cache: &Cache,
-    );
+    ) -> Result<()>;
     /// `out[r] = softmax(q · Kᵀ / √head_dim) · V` over the keys that `mask` lets the row see;
     /// `out` is `[rows, heads · head_dim]`.
+    #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,
         qkv: &Self::Buffer,
-        rows: &[Row],
+        rows: &Self::Rows,
         mask: &Mask,
         kv: &Self::Kv,
         layer: usize,
         cache: &Cache,
         out: &mut Self::Buffer,
-    );
+    ) -> Result<()>;
     /// Copies row `from` of `source` to row `to` of `target`, both `[_, width]`.
     fn copy_row(
         &self,
@@ -166,9 +209,9 @@ pub trait Backend: Send + Sync {
         target: &mut Self::Buffer,
         to: usize,
         width: usize,
-    );
+    ) -> Result<()>;
     /// Copies page `from` to page `to` in every layer.
-    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32);
-    /// Rows `from..from + rows` of a buffer of this width, on the host.
-    fn read<'b>(&self, buffer: &'b Self::Buffer, from: usize, rows: usize, width: usize) -> &'b [f32];
+    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32) -> Result<()>;
+    /// The first `rows` rows of logits, on the host: waits until they are computed.
+    fn read<'b>(&self, logits: &'b mut Self::Logits, rows: usize) -> Result<&'b [f32]>;
 }

@@ -120,6 +120,11 @@ impl Cache {
         self.page_size
     }
 
+    /// Slots of sequences, in use or not.
+    pub fn sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
     /// Pages in all, free or not.
     pub fn pages(&self) -> usize {
         self.pool.pages()

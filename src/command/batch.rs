@@ -4,7 +4,7 @@ use std::{ops::Range, time::Instant};
 
 use warploom::{
     Result,
-    backend::Cpu,
+    backend::Backend,
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     model::Llama,
     text::{StopStrings, TextStream, Tokenizer},
@@ -63,7 +63,12 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// Those of [`Generator`] and of `listener`.
-    pub fn run(&self, llama: &Llama<Cpu>, context: usize, listener: &mut dyn Listener) -> Result<f64> {
+    pub fn run<B: Backend>(
+        &self,
+        llama: &Llama<B>,
+        context: usize,
+        listener: &mut dyn Listener,
+    ) -> Result<f64> {
         let limits = Limits {
             sequences: self.prompts.len().clamp(1, MAX_SEQUENCES),
             context: context.min(self.needed()),
@@ -91,10 +96,10 @@ impl Batch<'_> {
     }
 
     /// Starts prompts while there are free slots.
-    fn begin<'s>(
+    fn begin<'s, B: Backend>(
         &'s self,
-        llama: &Llama<Cpu>,
-        generator: &mut Generator<Cpu>,
+        llama: &Llama<B>,
+        generator: &mut Generator<B>,
         live: &mut Live<'s>,
         waiting: &mut Range<usize>,
     ) -> Result<()> {
@@ -147,11 +152,19 @@ impl Observer for Live<'_> {
         let text = sequence.stream.as_mut()?.push(id)?;
         sequence.take(&text)
     }
+
+    fn wants_logits(&self) -> bool {
+        false
+    }
 }
 
 impl Live<'_> {
     /// Tells `listener` what the last round brought, and finishes the sequences that have ended.
-    fn tell(&mut self, generator: &mut Generator<Cpu>, listener: &mut dyn Listener) -> Result<bool> {
+    fn tell<B: Backend>(
+        &mut self,
+        generator: &mut Generator<B>,
+        listener: &mut dyn Listener,
+    ) -> Result<bool> {
         for (slot, entry) in self.0.iter_mut().enumerate() {
             let Some(sequence) = entry else { continue };
             let stopped = generator.stopped(slot).is_some();

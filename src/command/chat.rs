@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use warploom::{
     Error, Result,
-    backend::Cpu,
+    backend::Backend,
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     error::printable,
     model::Llama,
@@ -18,7 +18,7 @@ use warploom::{
 
 use super::{
     input, interrupt,
-    model::{Loaded, ModelArgs},
+    model::{Job, Loaded, ModelArgs},
     options::{DraftArgs, Drafting, SamplingArgs},
     output,
 };
@@ -83,34 +83,42 @@ pub fn run(args: ChatArgs) -> Result<()> {
         return Err(Error::argument("--model", reason));
     };
     let tokenizer = loaded.tokenizer()?;
-    let llama = loaded.llama(DEFAULT_CONTEXT)?;
-    let drafting = args.draft.drafting(llama.config().layers, loaded.default_drafting())?;
+    let config = &loaded.checkpoint.config;
+    let drafting = args.draft.drafting(config.layers, loaded.default_drafting())?;
     let context = loaded.context(DEFAULT_CONTEXT)?;
-    let limits = Limits { sequences: 1, context, max_draft: drafting.max_draft() };
-    let interrupt = interrupt::flag();
-    loaded.pool.install(|| {
-        let mut generator = Generator::new(&llama, limits)?;
-        generator.interrupt_with(interrupt);
+    let talk = Talk {
+        tokenizer,
+        template: &template,
+        tools: tools.as_ref(),
+        sampling,
+        drafting,
+        stops,
+        eos: tokenizer.end_of_message_ids(&config.eos),
+        max_tokens: args.max_tokens.unwrap_or(context),
+        context,
+        json: args.json,
+        interrupt: interrupt::flag(),
+        messages: args.system.map(|system| Message::new("system", system)).into_iter().collect(),
+        unanswered: Vec::new(),
+    };
+    loaded.run(DEFAULT_CONTEXT, talk)
+}
+
+impl Job for Talk<'_> {
+    type Output = ();
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
+        let limits = Limits { sequences: 1, context: self.context, max_draft: self.drafting.max_draft() };
+        let mut generator = Generator::new(llama, limits)?;
+        generator.interrupt_with(self.interrupt);
         let chat = Chat {
-            llama: &llama,
-            tokenizer,
-            template: &template,
-            tools: tools.as_ref(),
-            sampling,
-            drafting,
-            stops,
-            eos: tokenizer.end_of_message_ids(&llama.config().eos),
-            max_tokens: args.max_tokens.unwrap_or(context),
-            context,
-            json: args.json,
-            interrupt,
+            talk: self,
             generator,
             slot: None,
-            messages: args.system.map(|system| Message::new("system", system)).into_iter().collect(),
-            unanswered: Vec::new(),
+            layers: llama.config().layers,
+            positions: llama.config().context,
         };
         chat.run(&mut std::io::stdin().lock(), std::io::stdin().is_terminal())
-    })
+    }
 }
 
 /// Reads a JSON list of tool definitions.
@@ -123,9 +131,8 @@ fn read_tools(path: &Path) -> Result<Value> {
     }
 }
 
-/// A conversation and all that its turns need.
-struct Chat<'a> {
-    llama: &'a Llama<Cpu>,
+/// A conversation and all that its turns need but the model.
+struct Talk<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a ChatTemplate,
     tools: Option<&'a Value>,
@@ -139,15 +146,24 @@ struct Chat<'a> {
     context: usize,
     json: bool,
     interrupt: &'a AtomicBool,
-    generator: Generator<'a, Cpu>,
-    /// The conversation's place in the generator, from the first turn on.
-    slot: Option<usize>,
     messages: Vec<Message>,
     /// Ids of the last answer's calls that wait for a tool's answer, the last one first.
     unanswered: Vec<String>,
 }
 
-impl Chat<'_> {
+/// A conversation with a model.
+struct Chat<'a, 'm, B: Backend> {
+    talk: Talk<'a>,
+    generator: Generator<'m, B>,
+    /// The conversation's place in the generator, from the first turn on.
+    slot: Option<usize>,
+    /// The model's layers.
+    layers: usize,
+    /// Most positions that the model has.
+    positions: usize,
+}
+
+impl<B: Backend> Chat<'_, '_, B> {
     /// Takes turns from `stdin` until it ends, or says `/exit`.
     fn run(mut self, stdin: &mut dyn BufRead, terminal: bool) -> Result<()> {
         for number in 1.. {
@@ -164,23 +180,23 @@ impl Chat<'_> {
             }
             // Ctrl-C at the prompt was meant for no answer.
             if terminal {
-                self.interrupt.store(false, Ordering::Relaxed);
+                self.talk.interrupt.store(false, Ordering::Relaxed);
             }
-            let before = (self.messages.clone(), self.unanswered.clone());
-            let prompt = match hear(&mut self.messages, &mut self.unanswered, line)
+            let before = (self.talk.messages.clone(), self.talk.unanswered.clone());
+            let prompt = match hear(&mut self.talk.messages, &mut self.talk.unanswered, line)
                 .and_then(|whole| whole.then(|| self.prompt()).transpose())
             {
                 Ok(Some(prompt)) => prompt,
                 Ok(None) => continue,
                 // A template that does not end is still running: only the end of the process ends it.
-                Err(error) if terminal && !self.template.is_stuck() => {
+                Err(error) if terminal && !self.talk.template.is_stuck() => {
                     output::note(&format!("error: {error}"));
-                    (self.messages, self.unanswered) = before;
+                    (self.talk.messages, self.talk.unanswered) = before;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            if !self.turn(prompt, terminal)? || (!terminal && self.interrupt.load(Ordering::Relaxed)) {
+            if !self.turn(prompt, terminal)? || (!terminal && self.talk.interrupt.load(Ordering::Relaxed)) {
                 break;
             }
         }
@@ -190,8 +206,14 @@ impl Chat<'_> {
     /// The ids of the conversation.
     fn prompt(&self) -> Result<Vec<u32>> {
         // Room for an answer of one token at least.
-        let most = self.context - 1;
-        let ids = self.tokenizer.encode_chat_within(self.template, &self.messages, self.tools, true, most)?;
+        let most = self.talk.context - 1;
+        let ids = self.talk.tokenizer.encode_chat_within(
+            self.talk.template,
+            &self.talk.messages,
+            self.talk.tools,
+            true,
+            most,
+        )?;
         ids.ok_or_else(|| self.full())
     }
 
@@ -199,10 +221,10 @@ impl Chat<'_> {
     fn turn(&mut self, prompt: Vec<u32>, terminal: bool) -> Result<bool> {
         let request = Request {
             prompt: prompt.clone(),
-            max_tokens: self.max_tokens,
-            sampling: self.sampling,
-            policy: self.drafting.build(self.llama.config().layers)?,
-            eos: self.eos.clone(),
+            max_tokens: self.talk.max_tokens,
+            sampling: self.talk.sampling,
+            policy: self.talk.drafting.build(self.layers)?,
+            eos: self.talk.eos.clone(),
         };
         let slot = match self.slot {
             Some(slot) => {
@@ -212,10 +234,10 @@ impl Chat<'_> {
             None => *self.slot.insert(self.generator.start(request)?),
         };
         let mut answer = Answer {
-            stream: TextStream::new(self.tokenizer),
-            stops: self.stops.clone(),
+            stream: TextStream::new(self.talk.tokenizer),
+            stops: self.talk.stops.clone(),
             text: String::new(),
-            streamed: !self.json,
+            streamed: !self.talk.json,
             written: Ok(true),
         };
         while self.generator.stopped(slot).is_none() {
@@ -224,14 +246,17 @@ impl Chat<'_> {
         let (text, mut reading) = answer.end()?;
         let Some(finished) = self.generator.peek(slot) else { return Ok(false) };
         if reading {
-            let line =
-                if self.json { format!("{}\n", turn_json(&prompt, &text, &finished)) } else { "\n".into() };
+            let line = if self.talk.json {
+                format!("{}\n", turn_json(&prompt, &text, &finished))
+            } else {
+                "\n".into()
+            };
             reading = output::write(&line)?;
         }
-        if terminal && !self.json {
+        if terminal && !self.talk.json {
             output::note(&self.summary(&prompt, &finished));
         }
-        self.messages.push(Message::new("assistant", text));
+        self.talk.messages.push(Message::new("assistant", text));
         match finished.stop {
             Some(Stop::Context) => {
                 output::note(&format!("note: {}", self.full()));
@@ -244,11 +269,11 @@ impl Chat<'_> {
     fn full(&self) -> Error {
         Error::Capacity {
             what: "the conversation".into(),
-            needed: format!("more than {} positions", self.context),
+            needed: format!("more than {} positions", self.talk.context),
             available: format!(
                 "that is its context: shorten the message{}, begin a new one, or raise --context (at most {})",
-                if self.tools.is_some() { " or --tools" } else { "" },
-                self.llama.config().context
+                if self.talk.tools.is_some() { " or --tools" } else { "" },
+                self.positions
             ),
         }
     }
@@ -263,7 +288,7 @@ impl Chat<'_> {
             finished.ids.len(),
             stats.decode_tokens_per_s(),
             prompt.len() + finished.ids.len(),
-            self.context
+            self.talk.context
         )
     }
 }
@@ -306,6 +331,10 @@ impl Observer for Answer<'_> {
             // Nobody reads on.
             (None, _) => Some(Stop::Interrupted),
         }
+    }
+
+    fn wants_logits(&self) -> bool {
+        false
     }
 }
 

@@ -5,14 +5,16 @@ use std::{fmt::Write as _, process::ExitCode};
 use serde_json::{Value, json};
 use warploom::{
     Error, Result,
+    backend::Backend,
     checkpoint::footprint::{Footprint, speedup},
     decode::{Finished, Generator, Limits, Observer, Policy, Request, Sampling, Stats, Stop, logits_hash},
+    model::Llama,
     text::Tokenizer,
 };
 
 use super::{
     interrupt,
-    model::Loaded,
+    model::{Job, Loaded},
     options::{DecodeArgs, Drafting},
     output,
     report::{hex, histogram},
@@ -67,7 +69,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         None => loaded.tokenizer()?.encode_prompt(PROMPT)?,
     };
     let plan = Plan { prompt, max_tokens: decode.max_tokens, runs, sampling, drafting };
-    let Some(comparison) = loaded.pool.install(|| compare(&loaded, &plan))? else {
+    let Some(comparison) = loaded.run(plan.needed(), BothSides { loaded: &loaded, plan: &plan })? else {
         output::note("interrupted before there was anything to compare");
         return Ok(ExitCode::FAILURE);
     };
@@ -140,16 +142,34 @@ struct Plan {
     drafting: Drafting,
 }
 
-/// Runs both sides in turns on one generator: first with hashes of the logits, then against the clock. None if Ctrl-C
-/// came before both sides had generated something.
-fn compare(loaded: &Loaded, plan: &Plan) -> Result<Option<Comparison>> {
+impl Plan {
+    /// Positions that it takes.
+    fn needed(&self) -> usize {
+        self.prompt.len().saturating_add(self.max_tokens)
+    }
+}
+
+/// Both sides of a plan. None if Ctrl-C came before both had generated something.
+struct BothSides<'a> {
+    loaded: &'a Loaded,
+    plan: &'a Plan,
+}
+
+impl Job for BothSides<'_> {
+    type Output = Option<Comparison>;
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<Option<Comparison>> {
+        compare(llama, self.loaded, self.plan)
+    }
+}
+
+/// Runs both sides in turns on one generator: first with hashes of the logits, then against the clock.
+fn compare<B: Backend>(llama: &Llama<B>, loaded: &Loaded, plan: &Plan) -> Result<Option<Comparison>> {
     let Plan { sampling, drafting, .. } = *plan;
-    let needed = plan.prompt.len().saturating_add(plan.max_tokens);
-    let llama = loaded.llama(needed)?;
+    let needed = plan.needed();
     let config = llama.config();
     let context = loaded.context(needed)?.min(needed);
     let limits = Limits { sequences: 1, context, max_draft: drafting.max_draft() };
-    let mut generator = Generator::new(&llama, limits)?;
+    let mut generator = Generator::new(llama, limits)?;
     generator.interrupt_with(interrupt::flag());
     let mut decode = |speculative: bool, observer: &mut dyn Observer| -> Result<Finished> {
         let policy = if speculative { drafting.build(config.layers)? } else { None };

@@ -6,12 +6,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use warploom::{
     Error, Result,
+    backend::Backend,
     decode::exits::{Evaluation, Windows, evaluate},
+    model::Llama,
 };
 
 use super::{
     input, interrupt,
-    model::{Loaded, ModelArgs},
+    model::{Job, Loaded, ModelArgs},
     output,
 };
 
@@ -54,7 +56,6 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let (bos, tokens) = (tokenizer.leading_ids().first().copied(), tokenizer.encode_text(&text)?);
     drop(text);
     let windows = Windows { context: loaded.context(DEFAULT_WINDOW)?, bos };
-    let llama = loaded.llama(DEFAULT_WINDOW)?;
 
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal { ProgressBar::no_length() } else { ProgressBar::hidden() };
@@ -62,22 +63,36 @@ pub fn run(args: EvalArgs) -> Result<()> {
         bar.set_style(style);
     }
     let interrupted = interrupt::flag();
-    let evaluation = loaded.pool.install(|| {
-        evaluate(&llama, &tokens, windows, &mut |done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            match interrupted.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })
-    })?;
+    let mut progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let evaluation =
+        loaded.run(DEFAULT_WINDOW, Measure { tokens: &tokens, windows, progress: &mut progress })?;
     bar.finish_and_clear();
     if evaluation.interrupted {
         output::note(&format!("interrupted after {} of {} tokens", evaluation.tokens, tokens.len()));
     }
     let text = if args.json { json_text(&evaluation, windows.context) } else { table(&evaluation) };
     output::write(&text).map(drop)
+}
+
+/// The evaluation of a text.
+struct Measure<'a> {
+    tokens: &'a [u32],
+    windows: Windows,
+    progress: &'a mut (dyn FnMut(usize, usize) -> ControlFlow<()> + Send),
+}
+
+impl Job for Measure<'_> {
+    type Output = Evaluation;
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<Evaluation> {
+        evaluate(llama, self.tokens, self.windows, self.progress)
+    }
 }
 
 fn json_text(evaluation: &Evaluation, context: usize) -> String {

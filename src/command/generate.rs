@@ -7,12 +7,12 @@ use std::{
 };
 
 use clap::{Args, Command, error::ErrorKind};
-use warploom::{Error, Result, checkpoint::RopeScaling, text::StopStrings};
+use warploom::{Error, Result, backend::Backend, checkpoint::RopeScaling, model::Llama, text::StopStrings};
 
 use super::{
     batch::{Batch, Listener, Outcome},
     interrupt,
-    model::Loaded,
+    model::{Job, Loaded},
     options::DecodeArgs,
     output,
     report::{Run, Setting},
@@ -87,21 +87,39 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if lines.is_some() {
         check_batch(&loaded, &batch, context)?;
     }
-    let llama = loaded.llama(batch.needed())?;
-    let setting = Setting { loaded: &loaded, isa: llama.backend().isa().name(), drafting };
-    let mut printer = Printer {
-        setting: &setting,
-        prompts: &prompts,
-        json: args.json,
-        streaming: lines.is_none(),
-        ended: BTreeMap::new(),
-        next: 0,
-        run: Run::default(),
-        at_line_start: true,
-    };
     interrupt::flag();
-    let seconds = loaded.pool.install(|| batch.run(&llama, context, &mut printer))?;
-    printer.close(seconds)
+    let generation =
+        Generation { loaded: &loaded, batch: &batch, context, json: args.json, streaming: lines.is_none() };
+    loaded.run(batch.needed(), generation)
+}
+
+/// Decodes a batch and prints what comes of it.
+struct Generation<'a> {
+    loaded: &'a Loaded,
+    batch: &'a Batch<'a>,
+    context: usize,
+    json: bool,
+    streaming: bool,
+}
+
+impl Job for Generation<'_> {
+    type Output = ();
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
+        let Generation { loaded, batch, context, json, streaming } = self;
+        let setting = Setting { loaded, backend: llama.backend().name(), drafting: batch.drafting };
+        let mut printer = Printer {
+            setting: &setting,
+            prompts: batch.prompts,
+            json,
+            streaming,
+            ended: BTreeMap::new(),
+            next: 0,
+            run: Run::default(),
+            at_line_start: true,
+        };
+        let seconds = batch.run(llama, context, &mut printer)?;
+        printer.close(seconds)
+    }
 }
 
 /// The prompts of a file, one a line.

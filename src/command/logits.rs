@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 use serde_json::json;
 use warploom::{
     Error, Result,
+    backend::Backend,
     decode::exits::{Exit, exit_logits},
     error::printable,
+    model::Llama,
     text::Tokenizer,
 };
 
 use super::{
-    model::{Loaded, ModelArgs},
+    model::{Job, Loaded, ModelArgs},
     options::PromptArgs,
     output,
 };
@@ -48,13 +50,25 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         let reason = format!("its {} tokens are more than the context of {context}", ids.len());
         return Err(Error::argument("prompt", reason));
     }
-    let llama = loaded.llama(ids.len())?;
-    let exits = loaded.pool.install(|| exit_logits(&llama, &ids, args.top))?;
+    let exits = loaded.run(ids.len(), Exits { prompt: &ids, top: args.top })?;
     let text = match args.json {
         true => json_text(&ids, &exits),
         false => table(&exits, loaded.optional_tokenizer.as_ref()),
     };
     output::write(&text).map(drop)
+}
+
+/// The logits at every exit.
+struct Exits<'a> {
+    prompt: &'a [u32],
+    top: usize,
+}
+
+impl Job for Exits<'_> {
+    type Output = Vec<Exit>;
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<Vec<Exit>> {
+        exit_logits(llama, self.prompt, self.top)
+    }
 }
 
 fn json_text(ids: &[u32], exits: &[Exit]) -> String {

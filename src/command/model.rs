@@ -7,9 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use warploom::{
     Error, Result,
-    backend::Cpu,
+    backend::{Backend, Cpu},
     checkpoint::{Checkpoint, footprint::Footprint, resolve_model},
-    error::printable,
     mask::Mask,
     model::Llama,
     text::{ChatTemplate, Tokenizer},
@@ -32,7 +31,8 @@ pub struct ModelArgs {
     /// Checkpoint folder, or a hub name (org/name) in the local Hugging Face cache [default: the bundled demo]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Where it runs: auto or cpu
+    /// Where it runs: cpu; with the feature `cuda` also sim (the CUDA kernels, simulated and checked) and cuda:N (the N-th GPU).
+    /// auto is the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Threads; 0 is all cores. Results do not depend on them
@@ -61,30 +61,59 @@ impl ModelArgs {
         pool.map_err(|error| Error::argument("--threads", error.to_string()))
     }
 
-    fn check_device(&self) -> Result<()> {
+    /// The device, opened: what is wrong with it should come before the weights are read.
+    fn device(&self) -> Result<Device> {
         match self.device.as_str() {
-            "auto" | "cpu" => Ok(()),
+            "auto" | "cpu" => Ok(Device::Cpu),
+            #[cfg(feature = "cuda")]
+            other => Ok(Device::Driver { name: other.into(), driver: warploom::driver::open(other)? }),
+            #[cfg(not(feature = "cuda"))]
             other => {
-                let reason = format!("'{}' is not there; this build has auto and cpu", printable(other));
+                let reason = format!(
+                    "'{}' is not there; this build has auto and cpu (with --features cuda also sim and cuda:N)",
+                    warploom::error::printable(other)
+                );
                 Err(Error::argument("--device", reason))
             }
         }
     }
 }
 
+/// What a model runs on.
+enum Device {
+    Cpu,
+    /// A GPU, or the simulator.
+    #[cfg(feature = "cuda")]
+    Driver {
+        name: String,
+        driver: std::sync::Arc<dyn warploom::driver::Driver>,
+    },
+}
+
+/// What a command does with its model, whatever the model runs on.
+pub trait Job: Send {
+    /// What comes of it.
+    type Output: Send;
+    /// Does it.
+    ///
+    /// # Errors
+    /// Those of decoding.
+    fn run<B: Backend>(self, llama: &Llama<B>) -> Result<Self::Output>;
+}
+
 /// A checkpoint with what belongs to it, opened and checked.
 pub struct Loaded {
     /// Configuration and weights.
     pub checkpoint: Checkpoint,
-    /// The threads that the model runs on: do all decoding within [`ThreadPool::install`], where handing out work
-    /// is cheapest.
-    pub pool: ThreadPool,
     /// None if the folder has no `tokenizer.json`; [`Loaded::tokenizer`] then says what to do.
     pub optional_tokenizer: Option<Tokenizer>,
     /// None for the demo.
     folder: Option<PathBuf>,
     context: Option<usize>,
     attention: Option<Mask>,
+    /// The threads that the model runs on.
+    pool: ThreadPool,
+    device: Device,
 }
 
 impl Loaded {
@@ -93,7 +122,7 @@ impl Loaded {
     /// # Errors
     /// Those of the checkpoint and the tokenizer; [`Error::Argument`] for an option out of range.
     pub fn open(args: &ModelArgs) -> Result<Loaded> {
-        args.check_device()?;
+        let device = args.device()?;
         let pool = args.pool()?;
         let folder = args.model.as_deref().map(resolve_model).transpose()?;
         let (checkpoint, optional_tokenizer) = match &folder {
@@ -114,11 +143,12 @@ impl Loaded {
         };
         let loaded = Loaded {
             checkpoint,
-            pool,
             optional_tokenizer,
             folder,
             context: args.context,
             attention: args.attention,
+            pool,
+            device,
         };
         // A context out of range is refused before the weights are read.
         loaded.context(1)?;
@@ -186,14 +216,42 @@ impl Loaded {
         self.context.is_some()
     }
 
-    /// The model on the CPU, for sequences of up to [`Loaded::context`]`(needed)` positions, with the attention that
-    /// `--attention` asks for.
-    pub fn llama(&self, needed: usize) -> Result<Llama<Cpu>> {
-        let mut llama = Llama::new(&self.checkpoint, Cpu::new(), self.context(needed)?)?;
+    /// Threads that the model runs on.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The device's name as `--device` takes it.
+    pub fn device(&self) -> &str {
+        match &self.device {
+            Device::Cpu => "cpu",
+            #[cfg(feature = "cuda")]
+            Device::Driver { name, .. } => name,
+        }
+    }
+
+    /// Puts the model on its device, for sequences of up to [`Loaded::context`]`(needed)` positions and with the attention that
+    /// `--attention` asks for, and does `job` with it on the model's threads, where handing out work is cheapest.
+    ///
+    /// # Errors
+    /// Those of [`Llama::new`] and of the job.
+    pub fn run<J: Job>(&self, needed: usize, job: J) -> Result<J::Output> {
+        match &self.device {
+            Device::Cpu => self.run_on(Cpu::new(), needed, job),
+            #[cfg(feature = "cuda")]
+            Device::Driver { driver, .. } => {
+                let backend = warploom::backend::Gpu::new(driver.clone(), &self.checkpoint)?;
+                self.run_on(backend, needed, job)
+            }
+        }
+    }
+
+    fn run_on<B: Backend, J: Job>(&self, backend: B, needed: usize, job: J) -> Result<J::Output> {
+        let mut llama = Llama::new(&self.checkpoint, backend, self.context(needed)?)?;
         if let Some(mask) = self.attention {
             llama.set_mask(mask);
         }
-        Ok(llama)
+        self.pool.install(|| job.run(&llama))
     }
 }
 

@@ -9,8 +9,8 @@ use super::{model::Loaded, options::Drafting};
 pub struct Setting<'a> {
     /// The model and its threads.
     pub loaded: &'a Loaded,
-    /// Instruction set of the backend.
-    pub isa: &'static str,
+    /// The backend's name for itself: an instruction set, or a GPU's.
+    pub backend: String,
     /// How rounds draft.
     pub drafting: Drafting,
 }
@@ -41,9 +41,9 @@ impl Setting<'_> {
             "draft": stats.draft,
             "bytes_per_s": stats.bytes_per_s(),
             "logits_hash": hex(finished.logits_hash),
-            "device": "cpu",
-            "isa": self.isa,
-            "threads": self.loaded.pool.current_num_threads(),
+            "device": self.loaded.device(),
+            "isa": self.backend,
+            "threads": self.loaded.threads(),
         })
     }
 
@@ -80,10 +80,11 @@ impl Setting<'_> {
             out += "  no drafts";
         }
         out + &format!(
-            "\nlogits    {}  cpu {}, {} threads",
+            "\nlogits    {}  {} {}, {} threads",
             hex(run.logits_hash),
-            self.isa,
-            self.loaded.pool.current_num_threads()
+            self.loaded.device(),
+            self.backend,
+            self.loaded.threads()
         )
     }
 }

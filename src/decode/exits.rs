@@ -221,7 +221,7 @@ impl<'m, B: Backend> Pass<'m, B> {
         let rows = ROWS.min(positions);
         let logit_rows = (LOGIT_BYTES / (4 * llama.config().vocab)).clamp(1, rows);
         Ok(Pass {
-            kv: llama.kv(pages)?,
+            kv: llama.kv(&cache)?,
             work: llama.work(rows, logit_rows)?,
             llama,
             cache,

@@ -11,7 +11,7 @@ use super::{
     sequence::{Drafting, Request, Sequence, Stats, Stop},
 };
 use crate::{
-    backend::{Backend, Row},
+    backend::{Backend, RoundPlan, RoundSizes, Row},
     cache::{Cache, PageCopy},
     error::{Error, Result},
     model::{Llama, Work},
@@ -57,6 +57,9 @@ pub struct Generator<'m, B: Backend> {
     /// Rows of one prefill pass.
     prefill_rows: usize,
     pub(super) interrupt: Option<&'m AtomicBool>,
+    /// Rounds that stay on the device; None where the host drives them.
+    pub(super) device: Option<B::Round>,
+    pub(super) plans: Vec<RoundPlan>,
 }
 
 impl<'m, B: Backend> Generator<'m, B> {
@@ -92,9 +95,10 @@ impl<'m, B: Backend> Generator<'m, B> {
         let round_rows = limits.sequences * rows_per_round;
         let rows = round_rows.max(prefill_rows);
         let logit_rows = (LOGIT_BYTES / (4 * config.vocab)).clamp(rows_per_round, rows.max(rows_per_round));
+        let cache = Cache::new(pages, page, limits.sequences, per_sequence)?;
         Ok(Generator {
-            cache: Cache::new(pages, page, limits.sequences, per_sequence)?,
-            kv: llama.kv(pages)?,
+            kv: llama.kv(&cache)?,
+            cache,
             work: llama.work(rows, logit_rows)?,
             exit_hidden: llama.backend().buffer(round_rows, config.hidden)?,
             slots: (0..limits.sequences).map(|_| None).collect(),
@@ -104,6 +108,12 @@ impl<'m, B: Backend> Generator<'m, B> {
             p: vec![0.0; config.vocab],
             prefill_rows,
             interrupt: None,
+            device: llama.round(RoundSizes {
+                slots: limits.sequences,
+                max_draft: rows_per_round - 1,
+                vocab: config.vocab,
+            })?,
+            plans: Vec::with_capacity(limits.sequences),
             llama,
             limits,
         })
@@ -305,7 +315,7 @@ impl<'m, B: Backend> Generator<'m, B> {
             q,
             logits_hash: 0,
         });
-        Ok(())
+        self.begin_on_device(slot)
     }
 
     /// Computes the keys and values of the tokens that the cache does not hold yet; returns how many that were and
@@ -337,7 +347,7 @@ impl<'m, B: Backend> Generator<'m, B> {
         self.copies.clear();
         self.cache.append(cached, n, &mut self.copies)?;
         for copy in &self.copies {
-            self.llama.backend().copy_page(&mut self.kv, copy.from, copy.to);
+            self.llama.backend().copy_page(&mut self.kv, copy.from, copy.to)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Start from [`Generator`]: requests go in, [`Generator::round`] gives tokens. To add an exit policy see
 //! [`policy`], to add a step of sampling see [`sampling`]. What each layer alone would say is read in [`exits`].
 
+mod device;
 pub mod exits;
 mod generator;
 pub mod policy;

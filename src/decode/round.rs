@@ -18,9 +18,8 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{
     generator::Generator,
-    policy::Round,
     sampling::confidence,
-    sequence::{Sequence, Stop},
+    sequence::{Drafting, Sequence, Stop},
 };
 use crate::{
     backend::{Backend, Row},
@@ -32,10 +31,16 @@ pub trait Observer {
     /// `id` was generated in `slot`. Some ends the sequence; what the round accepted after it is dropped.
     fn token(&mut self, slot: usize, id: u32) -> Option<Stop>;
 
-    /// The logits that the next token of `slot` is chosen from: one row, `[vocab]`, just before
-    /// [`Observer::token`]. Plain and speculative decoding show the same rows, bit for bit.
+    /// The logits that a token of `slot` is chosen from: one row, `[vocab]`, for each token in order. Plain and speculative
+    /// decoding show the same rows, bit for bit.
     fn logits(&mut self, slot: usize, logits: &[f32]) {
         let _ = (slot, logits);
+    }
+
+    /// Whether [`Observer::logits`] is to be called for every token: from a device each row has to be copied. Otherwise it may be called
+    /// for some.
+    fn wants_logits(&self) -> bool {
+        true
     }
 }
 
@@ -43,6 +48,10 @@ pub trait Observer {
 impl<F: FnMut(usize, u32) -> Option<Stop>> Observer for F {
     fn token(&mut self, slot: usize, id: u32) -> Option<Stop> {
         self(slot, id)
+    }
+
+    fn wants_logits(&self) -> bool {
+        false
     }
 }
 
@@ -63,6 +72,11 @@ impl<B: Backend> Generator<'_, B> {
         self.plan()?;
         if self.order.is_empty() {
             return Ok(());
+        }
+        if let Some(mut device) = self.device.take() {
+            let done = self.round_on_device(&mut device, observer);
+            self.device = Some(device);
+            return done;
         }
         self.llama.backend().pass(|| {
             self.draft(&mut bytes)?;
@@ -151,7 +165,7 @@ impl<B: Backend> Generator<'_, B> {
                 }
                 self.llama.forward(0..exit, &self.rows, &mut self.kv, &self.cache, &mut self.work)?;
                 *bytes += self.read_bytes(0..exit);
-                let drafting = self.keep_exit_rows(exit, step);
+                let drafting = self.keep_exit_rows(exit, step)?;
                 let mut from = 0;
                 while from < drafting {
                     let count = (drafting - from).min(self.work.logit_rows());
@@ -179,7 +193,7 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Copies the rows just computed to the exit-hidden buffer; returns how many of them go on to the head.
-    fn keep_exit_rows(&mut self, exit: usize, step: usize) -> usize {
+    fn keep_exit_rows(&mut self, exit: usize, step: usize) -> Result<usize> {
         let width = self.llama.config().hidden;
         let (mut row, mut drafting) = (0, 0);
         for heads in [true, false] {
@@ -187,14 +201,15 @@ impl<B: Backend> Generator<'_, B> {
                 let round = &mut live(&mut self.slots, *slot).round;
                 if round.exit_layer == exit && !round.closed && heads == (step < round.limit) {
                     let to = round.base + step;
-                    self.llama.backend().copy_row(&self.work.hidden, row, &mut self.exit_hidden, to, width);
+                    let backend = self.llama.backend();
+                    backend.copy_row(self.work.hidden(), row, &mut self.exit_hidden, to, width)?;
                     round.rows = step + 1;
                     row += 1;
                     drafting += usize::from(heads);
                 }
             }
         }
-        drafting
+        Ok(drafting)
     }
 
     /// Drafts the next token of the `count` sequences whose rows begin at `from`, and ends the drafts that
@@ -266,10 +281,10 @@ impl<B: Backend> Generator<'_, B> {
                         self.llama.backend().copy_row(
                             &self.exit_hidden,
                             kept,
-                            &mut self.work.hidden,
+                            self.work.hidden_mut(),
                             first + i,
                             width,
-                        );
+                        )?;
                     }
                 }
                 sequence.round.base = first;
@@ -322,7 +337,7 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Bytes that a pass of `rows` through `layers` reads: the weights once, and the visible keys and values.
-    fn read_bytes(&self, layers: std::ops::Range<usize>) -> u64 {
+    pub(super) fn read_bytes(&self, layers: std::ops::Range<usize>) -> u64 {
         let config = self.llama.config();
         let per_key = (self.llama.kv_bytes() / config.layers) as u64;
         let visible = |mask: &crate::mask::Mask| -> u64 {
@@ -344,7 +359,7 @@ impl<B: Backend> Generator<'_, B> {
 }
 
 /// The sequence of a slot that is in `order`.
-fn live(slots: &mut [Option<Sequence>], slot: usize) -> &mut Sequence {
+pub(super) fn live(slots: &mut [Option<Sequence>], slot: usize) -> &mut Sequence {
     slots[slot].as_mut().expect("slots in `order` hold sequences for the whole round")
 }
 
@@ -394,32 +409,18 @@ fn accept_drafts(
         sequence.sampler.see(id);
         sequence.stop = if sequence.eos.contains(&id) { Some(Stop::Eos) } else { observer.token(slot, id) };
         if sequence.stop.is_none() && sequence.remaining(context) == 0 {
-            let generated = sequence.tokens.len() - sequence.prompt;
-            sequence.stop = Some(if generated == sequence.max_tokens { Stop::Length } else { Stop::Context });
+            sequence.stop = Some(sequence.limit_reached());
         }
         if !kept || sequence.stop.is_some() {
             break;
         }
     }
     sequence.logits_hash = logits_hash(&logits[last_row * vocab..][..vocab]);
-    let drafted = sequence.round.drafts.len();
-    let stats = &mut sequence.stats;
-    stats.generated += sequence.tokens.len() - before;
-    stats.rounds += 1;
-    stats.drafted += drafted;
-    stats.accepted += accepted;
-    if drafted > 0 {
-        stats.histogram[accepted] += 1;
-        let confidence = &sequence.round.confidence;
-        sequence.finished = Some(Round {
-            exit_layer: sequence.round.exit_layer,
-            asked: sequence.round.asked,
-            drafted,
-            accepted,
-            matched_confidence: confidence.iter().take(accepted).sum(),
-            mismatched_confidence: confidence.get(accepted).copied().unwrap_or(0.0),
-        });
-    }
+    let Drafting { drafts, confidence, .. } = &sequence.round;
+    let drafted = drafts.len();
+    let matched = confidence.iter().take(accepted).sum();
+    let mismatched = confidence.get(accepted).copied().unwrap_or(0.0);
+    sequence.settle(sequence.tokens.len() - before, drafted, accepted, matched, mismatched);
     Ok(())
 }
 

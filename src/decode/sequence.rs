@@ -162,6 +162,39 @@ impl Sequence {
         (self.max_tokens - generated).min(context - self.tokens.len())
     }
 
+    /// Which limit it is that [`Sequence::remaining`] has come to.
+    pub fn limit_reached(&self) -> Stop {
+        let generated = self.tokens.len() - self.prompt;
+        if generated == self.max_tokens { Stop::Length } else { Stop::Context }
+    }
+
+    /// Takes down a finished round: tokens generated, drafts verified, drafts kept and what is known of their confidence.
+    pub fn settle(
+        &mut self,
+        generated: usize,
+        drafted: usize,
+        accepted: usize,
+        matched: f32,
+        mismatched: f32,
+    ) {
+        let stats = &mut self.stats;
+        stats.generated += generated;
+        stats.rounds += 1;
+        stats.drafted += drafted;
+        stats.accepted += accepted;
+        if drafted > 0 {
+            stats.histogram[accepted] += 1;
+            self.finished = Some(Round {
+                exit_layer: self.round.exit_layer,
+                asked: self.round.asked,
+                drafted,
+                accepted,
+                matched_confidence: matched,
+                mismatched_confidence: mismatched,
+            });
+        }
+    }
+
     /// The token at index `i` of the round: the last one, then the drafts.
     pub fn round_token(&self, i: usize) -> u32 {
         if i == 0 { self.tokens[self.tokens.len() - 1] } else { self.round.drafts[i - 1] }

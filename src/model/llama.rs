@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use super::rope::Angles;
 use crate::{
-    backend::{Backend, Epilogue, Heads, Projection, Row, RowClass},
+    backend::{Angles, Backend, Epilogue, Heads, Input, Norm, Projection, RoundSizes, Row, RowClass},
     cache::Cache,
     checkpoint::{Checkpoint, Config, Tensor},
     error::{Error, Result},
@@ -54,19 +53,34 @@ impl<W> Linear<W> {
 
 /// The buffers of a forward pass, allocated once for at most [`Work::rows`] rows.
 pub struct Work<B: Backend> {
-    /// The residual stream, `[rows, hidden]`: what [`Llama::forward`] leaves, and where it goes on from.
-    pub hidden: B::Buffer,
-    normed: B::Buffer,
-    qkv: B::Buffer,
-    attended: B::Buffer,
-    gated: B::Buffer,
-    logits: B::Buffer,
-    angles: Vec<f32>,
+    activations: Activations<B>,
+    logits: B::Logits,
+    descriptors: B::Rows,
     rows: usize,
     logit_rows: usize,
 }
 
+/// What rows are on their way through the layers.
+struct Activations<B: Backend> {
+    /// The residual stream, `[rows, hidden]`.
+    hidden: B::Buffer,
+    normed: B::Buffer,
+    qkv: B::Buffer,
+    attended: B::Buffer,
+    gated: B::Buffer,
+}
+
 impl<B: Backend> Work<B> {
+    /// The residual stream, `[rows, hidden]`: what [`Llama::forward`] leaves.
+    pub fn hidden(&self) -> &B::Buffer {
+        &self.activations.hidden
+    }
+
+    /// The residual stream, `[rows, hidden]`: what [`Llama::forward`] goes on from.
+    pub fn hidden_mut(&mut self) -> &mut B::Buffer {
+        &mut self.activations.hidden
+    }
+
     /// Most rows of one [`Llama::forward`].
     pub fn rows(&self) -> usize {
         self.rows
@@ -188,23 +202,31 @@ impl<B: Backend> Llama<B> {
         self.backend.page_bytes(self.heads, self.config.layers) / self.backend.page_size()
     }
 
-    /// Room for `pages` pages of keys and values.
-    pub fn kv(&self, pages: usize) -> Result<B::Kv> {
-        self.backend.kv(self.heads, self.config.layers, pages)
+    /// Room for the keys and values that `cache` keeps book of.
+    pub fn kv(&self, cache: &Cache) -> Result<B::Kv> {
+        self.backend.kv(self.heads, self.config.layers, cache)
+    }
+
+    /// Room for rounds that stay on the device, if the backend has such.
+    pub(crate) fn round(&self, sizes: RoundSizes) -> Result<Option<B::Round>> {
+        self.backend.round(sizes, &self.angles)
     }
 
     /// Buffers for at most `rows` rows in [`Llama::forward`] and `logit_rows` in [`Llama::head`].
     pub fn work(&self, rows: usize, logit_rows: usize) -> Result<Work<B>> {
         let config = &self.config;
         let buffer = |width| self.backend.buffer(rows, width);
-        Ok(Work {
+        let activations = Activations {
             hidden: buffer(config.hidden)?,
             normed: self.backend.buffer(rows.max(logit_rows), config.hidden)?,
             qkv: buffer(self.heads.qkv())?,
             attended: buffer(self.heads.heads * self.heads.head_dim)?,
             gated: buffer(config.intermediate)?,
-            logits: self.backend.buffer(logit_rows, config.vocab)?,
-            angles: vec![0.0; rows * self.heads.head_dim],
+        };
+        Ok(Work {
+            activations,
+            logits: self.backend.logits(logit_rows, config.vocab)?,
+            descriptors: self.backend.rows(rows, self.heads, &self.angles)?,
             rows,
             logit_rows,
         })
@@ -226,15 +248,13 @@ impl<B: Backend> Llama<B> {
         work: &mut Work<B>,
     ) -> Result<()> {
         self.check(&layers, rows, cache, work)?;
-        let mut pass = Pass { llama: self, class: RowClass::Decode, rows, kv, cache, work };
+        let Work { activations, descriptors, .. } = work;
         self.backend.pass(|| {
-            pass.begin(layers.start);
-            for index in layers {
-                pass.keys_values(index, Outputs::Hidden);
-                pass.hidden(index);
-            }
-        });
-        Ok(())
+            self.backend.set_rows(descriptors, rows, kv, cache)?;
+            let class = RowClass::Decode;
+            Pass { llama: self, class, rows: descriptors, count: rows.len(), kv, cache, activations }
+                .run(layers)
+        })
     }
 
     /// Computes the keys and values of prompt rows in every layer. What the last layer makes of them is not
@@ -248,14 +268,54 @@ impl<B: Backend> Llama<B> {
     pub fn prefill(&self, rows: &[Row], kv: &mut B::Kv, cache: &Cache, work: &mut Work<B>) -> Result<()> {
         let last = self.layers.len() - 1;
         self.check(&(0..last + 1), rows, cache, work)?;
-        let mut pass = Pass { llama: self, class: RowClass::Prompt, rows, kv, cache, work };
-        pass.begin(0);
-        for index in 0..last {
-            pass.keys_values(index, Outputs::Hidden);
-            pass.hidden(index);
+        let Work { activations, descriptors, .. } = work;
+        self.backend.set_rows(descriptors, rows, kv, cache)?;
+        let class = RowClass::Prompt;
+        let mut pass =
+            Pass { llama: self, class, rows: descriptors, count: rows.len(), kv, cache, activations };
+        pass.run(0..last)?;
+        if last == 0 {
+            pass.embed()?;
         }
-        pass.keys_values(last, Outputs::KeysValues);
-        Ok(())
+        pass.keys_values(last, Outputs::KeysValues)
+    }
+
+    /// Runs `layers` over decode rows that are on the device already, as [`Llama::forward`] does.
+    pub(crate) fn forward_rows(
+        &self,
+        layers: Range<usize>,
+        rows: &B::Rows,
+        count: usize,
+        kv: &mut B::Kv,
+        cache: &Cache,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        let (class, activations) = (RowClass::Decode, &mut work.activations);
+        Pass { llama: self, class, rows, count, kv, cache, activations }.run(layers)
+    }
+
+    /// Hands rows `from..from + rows` of the residual stream, to be normalised, and the head to `work`.
+    pub(crate) fn with_head<R>(
+        &self,
+        from: usize,
+        rows: usize,
+        work: &mut Work<B>,
+        read: impl FnOnce(Input<B>, &B::Weight) -> Result<R>,
+    ) -> Result<R> {
+        let (input, weight) = self.head_input(from, rows, &mut work.activations);
+        read(input, weight)
+    }
+
+    /// Rows of the residual stream, to be normalised, and the head.
+    fn head_input<'a>(
+        &'a self,
+        from: usize,
+        rows: usize,
+        activations: &'a mut Activations<B>,
+    ) -> (Input<'a, B>, &'a B::Weight) {
+        let Activations { hidden, normed, .. } = activations;
+        let norm = Norm { weight: &self.norm, eps: self.config.rms_norm_eps, scratch: normed };
+        (Input { x: hidden, from, rows, norm: Some(norm) }, self.head.as_ref().unwrap_or(&self.embedding))
     }
 
     /// The logits of rows `from..from + rows` of the residual stream: final norm and head.
@@ -270,16 +330,9 @@ impl<B: Backend> Llama<B> {
                 format!("{rows} rows of logits from row {from} are more than the buffers hold"),
             ));
         }
-        let vocab = self.config.vocab;
-        let head =
-            Projection { weight: self.head.as_ref().unwrap_or(&self.embedding), bias: None, column: 0 };
-        let Work { hidden, normed, logits, .. } = &mut *work;
-        self.backend.pass(|| {
-            self.backend.rms_norm(hidden, from, rows, &self.norm, self.config.rms_norm_eps, normed);
-            let class = RowClass::Decode;
-            self.backend.linear(normed, rows, &[head], logits, vocab, Epilogue::Store, class);
-        });
-        Ok(self.backend.read(&work.logits, 0, rows, vocab))
+        let (input, weight) = self.head_input(from, rows, &mut work.activations);
+        self.backend.pass(|| self.backend.head(input, weight, &mut work.logits))?;
+        self.backend.read(&mut work.logits, rows)
     }
 
     fn check(&self, layers: &Range<usize>, rows: &[Row], cache: &Cache, work: &Work<B>) -> Result<()> {
@@ -314,10 +367,11 @@ impl<B: Backend> Llama<B> {
 struct Pass<'p, B: Backend> {
     llama: &'p Llama<B>,
     class: RowClass,
-    rows: &'p [Row],
+    rows: &'p B::Rows,
+    count: usize,
     kv: &'p mut B::Kv,
     cache: &'p Cache,
-    work: &'p mut Work<B>,
+    activations: &'p mut Activations<B>,
 }
 
 /// What is wanted of a layer.
@@ -330,44 +384,50 @@ enum Outputs {
 }
 
 impl<B: Backend> Pass<'_, B> {
-    /// The rows' angles and, at layer 0, embeddings.
-    fn begin(&mut self, layer: usize) {
-        let Pass { llama, rows, work, .. } = self;
-        let angles = work.angles.chunks_exact_mut(llama.heads.head_dim);
-        for (row, angles) in rows.iter().zip(angles) {
-            llama.angles.write(row.position, angles);
+    /// Through `layers`; from layer 0 the residual stream begins with the tokens' embeddings.
+    fn run(&mut self, layers: Range<usize>) -> Result<()> {
+        for index in layers {
+            if index == 0 {
+                self.embed()?;
+            }
+            self.keys_values(index, Outputs::Hidden)?;
+            self.hidden(index)?;
         }
-        if layer == 0 {
-            llama.backend.embed(&llama.embedding, rows, &mut work.hidden);
-        }
+        Ok(())
+    }
+
+    fn embed(&mut self) -> Result<()> {
+        self.llama.backend.embed(&self.llama.embedding, self.rows, &mut self.activations.hidden)
     }
 
     /// First half of layer `index`: writes the rows' keys and values to the cache and, where the residual stream is
-    /// wanted, leaves their queries in `work.qkv`.
-    fn keys_values(&mut self, index: usize, outputs: Outputs) {
-        let Pass { llama, class, rows, kv, cache, work } = self;
-        let (b, n, layer) = (&llama.backend, rows.len(), &llama.layers[index]);
-        let Heads { heads, kv_heads, head_dim } = llama.heads;
-        b.rms_norm(&work.hidden, 0, n, &layer.input_norm, llama.config.rms_norm_eps, &mut work.normed);
+    /// wanted, leaves their queries in `qkv`.
+    fn keys_values(&mut self, index: usize, outputs: Outputs) -> Result<()> {
+        let (b, layer) = (&self.llama.backend, &self.llama.layers[index]);
+        let Activations { hidden, normed, qkv, .. } = &mut *self.activations;
+        let Heads { heads, kv_heads, head_dim } = self.llama.heads;
         let [q, k, v] = &layer.qkv;
-        let qkv = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
-        let wanted = if outputs == Outputs::Hidden { &qkv[..] } else { &qkv[1..] };
-        let width = llama.heads.qkv();
-        b.linear(&work.normed, n, wanted, &mut work.qkv, width, Epilogue::Store, *class);
-        b.rope_append(&mut work.qkv, rows, &work.angles, kv, index, cache);
+        let parts = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
+        let wanted = if outputs == Outputs::Hidden { &parts[..] } else { &parts[1..] };
+        let norm = Norm { weight: &layer.input_norm, eps: self.llama.config.rms_norm_eps, scratch: normed };
+        let input = Input { x: hidden, from: 0, rows: self.count, norm: Some(norm) };
+        b.linear(input, wanted, qkv, self.llama.heads.qkv(), Epilogue::Store, self.class)?;
+        b.rope_append(qkv, self.rows, self.kv, index, self.cache)
     }
 
     /// Second half: attention and the feed-forward block, into the residual stream.
-    fn hidden(&mut self, index: usize) {
-        let Pass { llama, class, rows, kv, cache, work } = self;
-        let (b, n, layer) = (&llama.backend, rows.len(), &llama.layers[index]);
-        let Config { hidden, intermediate, rms_norm_eps, .. } = llama.config;
-        let (output, down) = ([layer.output.at(0)], [layer.down.at(0)]);
-        b.attention(&work.qkv, rows, &llama.config.masks[index], kv, index, cache, &mut work.attended);
-        b.linear(&work.attended, n, &output, &mut work.hidden, hidden, Epilogue::Add, *class);
-        b.rms_norm(&work.hidden, 0, n, &layer.post_norm, rms_norm_eps, &mut work.normed);
+    fn hidden(&mut self, index: usize) -> Result<()> {
+        let (b, rows, layer) = (&self.llama.backend, self.count, &self.llama.layers[index]);
+        let Activations { hidden, normed, qkv, attended, gated } = &mut *self.activations;
+        let Config { hidden: width, intermediate, rms_norm_eps: eps, .. } = self.llama.config;
+        let plain = |x| Input { x, from: 0, rows, norm: None };
+        let mask = &self.llama.config.masks[index];
+        b.attention(qkv, self.rows, mask, self.kv, index, self.cache, attended)?;
+        b.linear(plain(attended), &[layer.output.at(0)], hidden, width, Epilogue::Add, self.class)?;
+        let norm = Norm { weight: &layer.post_norm, eps, scratch: normed };
+        let input = Input { x: hidden, from: 0, rows, norm: Some(norm) };
         let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
-        b.linear(&work.normed, n, &gate_up, &mut work.gated, intermediate, Epilogue::SwiGlu, *class);
-        b.linear(&work.gated, n, &down, &mut work.hidden, hidden, Epilogue::Add, *class);
+        b.linear(input, &gate_up, gated, intermediate, Epilogue::SwiGlu, self.class)?;
+        b.linear(plain(gated), &[layer.down.at(0)], hidden, width, Epilogue::Add, self.class)
     }
 }

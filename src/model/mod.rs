@@ -7,5 +7,5 @@
 mod llama;
 mod rope;
 
+pub use crate::backend::Angles;
 pub use llama::{Llama, Work};
-pub use rope::Angles;

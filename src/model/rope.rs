@@ -1,15 +1,11 @@
-//! Rotary position embedding: the frequencies of a configuration, the angles of a position.
+//! Rotary position embedding: the frequencies of a configuration.
 
 use std::f64::consts::PI;
 
-use crate::checkpoint::{Config, RopeScaling};
-
-/// The frequencies of one model, scaled as its configuration says, for rotate-half pairs (i, i + head_dim/2).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Angles {
-    frequencies: Vec<f32>,
-    magnitude: f32,
-}
+use crate::{
+    backend::Angles,
+    checkpoint::{Config, RopeScaling},
+};
 
 impl Angles {
     /// The angles of `config`. `context` is the number of positions that will be used; only the dynamic
@@ -65,23 +61,7 @@ impl Angles {
             }
         };
         let frequencies = (0..config.head_dim / 2).map(|i| frequency(i) as f32).collect();
-        Angles { frequencies, magnitude: magnitude as f32 }
-    }
-
-    /// Angle per position of each pair, in radians.
-    pub fn frequencies(&self) -> &[f32] {
-        &self.frequencies
-    }
-
-    /// Writes the cosines, then the sines of `position` to `out`, `[head_dim]`. The angle is the f32 product
-    /// of position and frequency, as in the checkpoints' own code.
-    pub fn write(&self, position: usize, out: &mut [f32]) {
-        let (cos, sin) = out.split_at_mut(self.frequencies.len());
-        for ((cos, sin), f) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-            let (s, c) = f64::from(position as f32 * f).sin_cos();
-            *cos = c as f32 * self.magnitude;
-            *sin = s as f32 * self.magnitude;
-        }
+        Angles::from_frequencies(frequencies, magnitude as f32)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use warploom::{
-    backend::Cpu,
+    backend::{Backend, Cpu},
     checkpoint::Checkpoint,
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     model::Llama,
@@ -67,7 +67,11 @@ impl Observer for Recorder {
 }
 
 /// Runs `requests` as one batch; what came of each, and the hashes of its rows of logits.
-pub fn run(llama: &Llama<Cpu>, requests: Vec<Request>, context: usize) -> Vec<(Finished, Vec<u64>)> {
+pub fn run<B: Backend>(
+    llama: &Llama<B>,
+    requests: Vec<Request>,
+    context: usize,
+) -> Vec<(Finished, Vec<u64>)> {
     let max_draft =
         requests.iter().filter_map(|r| r.policy.as_ref().map(|p| p.max_draft())).max().unwrap_or(0);
     let limits = Limits { sequences: requests.len(), context, max_draft };

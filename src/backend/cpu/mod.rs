@@ -19,7 +19,7 @@ use self::{
     attention::{PAGE, Shape},
     linear::{Matrix, Part},
 };
-use super::{Backend, Epilogue, Heads, Projection, Row, RowClass};
+use super::{Angles, Backend, Epilogue, Heads, Input, Norm, Projection, RoundSizes, Row, RowClass};
 use crate::{
     cache::Cache,
     checkpoint::Tensor,
@@ -140,10 +140,46 @@ fn available_memory() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
+impl Cpu {
+    /// The rows of an input, normalised where asked.
+    fn normalised<'a>(&self, input: Input<'a, Cpu>) -> &'a [f32] {
+        let Input { x, from, rows, norm } = input;
+        let Some(Norm { weight, eps, scratch }) = norm else {
+            assert_eq!(from, 0, "a product without a norm begins at the first row");
+            return x;
+        };
+        let weight = matrix(weight);
+        let width = weight.rows * weight.columns;
+        let one = |(x, out): (&[f32], &mut [f32])| pointwise::rms_norm(self.isa, x, weight, eps, out);
+        let x = &x[from * width..][..rows * width];
+        let out = &mut scratch[..rows * width];
+        if rows <= SERIAL_ROWS {
+            x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(one);
+        } else {
+            x.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).for_each(one);
+        }
+        scratch
+    }
+}
+
+/// The rows of a pass, and their angles: `[rows, head_dim]`, cosines, then sines.
+pub struct Rows {
+    list: Vec<Row>,
+    cos_sin: Vec<f32>,
+    angles: Angles,
+}
+
 impl Backend for Cpu {
     type Weight = Tensor;
     type Buffer = Vec<f32>;
+    type Logits = (Vec<f32>, usize);
     type Kv = Pages;
+    type Rows = Rows;
+    type Round = std::convert::Infallible;
+
+    fn name(&self) -> String {
+        self.isa.name().into()
+    }
 
     fn page_size(&self) -> usize {
         PAGE
@@ -161,54 +197,55 @@ impl Backend for Cpu {
         zeros("a buffer of activations", rows.checked_mul(width))
     }
 
-    fn kv(&self, heads: Heads, layers: usize, pages: usize) -> Result<Pages> {
-        let shape = shape(heads);
+    fn logits(&self, rows: usize, vocab: usize) -> Result<(Vec<f32>, usize)> {
+        Ok((zeros("a buffer of logits", rows.checked_mul(vocab))?, vocab))
+    }
+
+    fn kv(&self, heads: Heads, layers: usize, cache: &Cache) -> Result<Pages> {
+        let (shape, pages) = (shape(heads), cache.pages());
         let floats = shape.page_floats().checked_mul(layers).and_then(|n| n.checked_mul(pages));
         Ok(Pages { floats: zeros("the KV cache", floats)?, layers, pages, shape })
+    }
+
+    fn rows(&self, rows: usize, heads: Heads, angles: &Angles) -> Result<Rows> {
+        let cos_sin = zeros("the angles of rows", rows.checked_mul(heads.head_dim))?;
+        Ok(Rows { list: Vec::with_capacity(rows), cos_sin, angles: angles.clone() })
+    }
+
+    fn round(&self, _sizes: RoundSizes, _angles: &Angles) -> Result<Option<Self::Round>> {
+        Ok(None)
     }
 
     fn pass<R: Send>(&self, operations: impl FnOnce() -> R + Send) -> R {
         crew::muster(self.cores, operations)
     }
 
-    fn embed(&self, table: &Tensor, rows: &[Row], out: &mut Vec<f32>) {
-        let table = matrix(table);
-        for (row, out) in rows.iter().zip(out.chunks_exact_mut(table.columns)) {
-            pointwise::embed(table, row.token as usize, out);
+    fn set_rows(&self, rows: &mut Rows, list: &[Row], kv: &mut Pages, _cache: &Cache) -> Result<()> {
+        rows.list.clear();
+        rows.list.extend_from_slice(list);
+        for (row, cos_sin) in list.iter().zip(rows.cos_sin.chunks_exact_mut(kv.shape.head_dim)) {
+            rows.angles.write(row.position, cos_sin);
         }
+        Ok(())
     }
 
-    fn rms_norm(
-        &self,
-        x: &Vec<f32>,
-        from: usize,
-        rows: usize,
-        weight: &Tensor,
-        eps: f32,
-        out: &mut Vec<f32>,
-    ) {
-        let weight = matrix(weight);
-        let width = weight.rows * weight.columns;
-        let one = |(x, out): (&[f32], &mut [f32])| pointwise::rms_norm(self.isa, x, weight, eps, out);
-        let x = &x[from * width..][..rows * width];
-        let out = &mut out[..rows * width];
-        if rows <= SERIAL_ROWS {
-            x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(one);
-        } else {
-            x.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).for_each(one);
+    fn embed(&self, table: &Tensor, rows: &Rows, out: &mut Vec<f32>) -> Result<()> {
+        let table = matrix(table);
+        for (row, out) in rows.list.iter().zip(out.chunks_exact_mut(table.columns)) {
+            pointwise::embed(table, row.token as usize, out);
         }
+        Ok(())
     }
 
     fn linear(
         &self,
-        x: &Vec<f32>,
-        rows: usize,
+        input: Input<Cpu>,
         projections: &[Projection<Tensor>],
         out: &mut Vec<f32>,
         width: usize,
         epilogue: Epilogue,
         class: RowClass,
-    ) {
+    ) -> Result<()> {
         let product = match class {
             RowClass::Decode => linear::linear,
             RowClass::Prompt => gemm::gemm,
@@ -218,6 +255,8 @@ impl Backend for Cpu {
             Epilogue::Add => linear::Epilogue::Add,
             Epilogue::SwiGlu => linear::Epilogue::SwiGlu,
         };
+        let rows = input.rows;
+        let x = self.normalised(input);
         let mut run = |parts: &[Part]| product(self.isa, x, rows, parts, out, width, epilogue);
         match projections {
             [a] => run(&[part(a)]),
@@ -225,74 +264,92 @@ impl Backend for Cpu {
             [a, b, c] => run(&[part(a), part(b), part(c)]),
             _ => panic!("one to three projections share an input"),
         }
+        Ok(())
+    }
+
+    fn head(&self, input: Input<Cpu>, weight: &Tensor, out: &mut (Vec<f32>, usize)) -> Result<()> {
+        let head = Projection { weight, bias: None, column: 0 };
+        let (logits, vocab) = out;
+        self.linear(input, &[head], logits, *vocab, Epilogue::Store, RowClass::Decode)
     }
 
     fn rope_append(
         &self,
         qkv: &mut Vec<f32>,
-        rows: &[Row],
-        angles: &[f32],
+        rows: &Rows,
         kv: &mut Pages,
         layer: usize,
         cache: &Cache,
-    ) {
+    ) -> Result<()> {
         let shape = kv.shape;
         let Shape { heads, kv_heads, head_dim } = shape;
         let rotated = (heads + kv_heads) * head_dim;
-        let rotate = |(qkv, angles): (&mut [f32], &[f32])| {
-            let (cos, sin) = angles.split_at(head_dim / 2);
+        let rotate = |(qkv, cos_sin): (&mut [f32], &[f32])| {
+            let (cos, sin) = cos_sin.split_at(head_dim / 2);
             for head in qkv[..rotated].chunks_exact_mut(head_dim) {
                 pointwise::rotate(head, cos, sin);
             }
         };
-        let qkv = &mut qkv[..rows.len() * shape.qkv()];
-        let angles = &angles[..rows.len() * head_dim];
-        if rows.len() <= SERIAL_ROWS {
-            qkv.chunks_exact_mut(shape.qkv()).zip(angles.chunks_exact(head_dim)).for_each(rotate);
+        let count = rows.list.len();
+        let qkv = &mut qkv[..count * shape.qkv()];
+        let cos_sin = &rows.cos_sin[..count * head_dim];
+        if count <= SERIAL_ROWS {
+            qkv.chunks_exact_mut(shape.qkv()).zip(cos_sin.chunks_exact(head_dim)).for_each(rotate);
         } else {
-            qkv.par_chunks_exact_mut(shape.qkv()).zip(angles.par_chunks_exact(head_dim)).for_each(rotate);
+            qkv.par_chunks_exact_mut(shape.qkv()).zip(cos_sin.par_chunks_exact(head_dim)).for_each(rotate);
         }
-        for (row, qkv) in rows.iter().zip(qkv.chunks_exact(shape.qkv())) {
+        for (row, qkv) in rows.list.iter().zip(qkv.chunks_exact(shape.qkv())) {
             let (key, value) = qkv[heads * head_dim..].split_at(kv_heads * head_dim);
             let page = table(cache, row.sequence)[row.position / PAGE];
             attention::append(shape, kv.page(layer, page), row.position % PAGE, key, value);
         }
+        Ok(())
     }
 
     fn attention(
         &self,
         qkv: &Vec<f32>,
-        rows: &[Row],
+        rows: &Rows,
         mask: &Mask,
         kv: &Pages,
         layer: usize,
         cache: &Cache,
         out: &mut Vec<f32>,
-    ) {
+    ) -> Result<()> {
         let row = |r: usize| {
-            let row = rows[r];
+            let row = rows.list[r];
             attention::Row {
                 table: table(cache, row.sequence),
                 visible: mask.visible(row.position, cache.len(row.sequence).unwrap_or(0), 0),
             }
         };
-        attention::attention(self.isa, kv.shape, qkv, rows.len(), row, kv.layer(layer), out);
+        attention::attention(self.isa, kv.shape, qkv, rows.list.len(), row, kv.layer(layer), out);
+        Ok(())
     }
 
-    fn copy_row(&self, source: &Vec<f32>, from: usize, target: &mut Vec<f32>, to: usize, width: usize) {
+    fn copy_row(
+        &self,
+        source: &Vec<f32>,
+        from: usize,
+        target: &mut Vec<f32>,
+        to: usize,
+        width: usize,
+    ) -> Result<()> {
         target[to * width..][..width].copy_from_slice(&source[from * width..][..width]);
+        Ok(())
     }
 
-    fn copy_page(&self, kv: &mut Pages, from: u32, to: u32) {
+    fn copy_page(&self, kv: &mut Pages, from: u32, to: u32) -> Result<()> {
         let floats = kv.shape.page_floats();
         for layer in 0..kv.layers {
             let base = layer * kv.pages;
             let from = (base + from as usize) * floats;
             kv.floats.copy_within(from..from + floats, (base + to as usize) * floats);
         }
+        Ok(())
     }
 
-    fn read<'b>(&self, buffer: &'b Vec<f32>, from: usize, rows: usize, width: usize) -> &'b [f32] {
-        &buffer[from * width..][..rows * width]
+    fn read<'b>(&self, logits: &'b mut (Vec<f32>, usize), rows: usize) -> Result<&'b [f32]> {
+        Ok(&logits.0[..rows * logits.1])
     }
 }
