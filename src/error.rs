@@ -73,6 +73,14 @@ pub enum Error {
         /// How much there is, and how to get more.
         available: String,
     },
+    /// A GPU, its driver or the simulator refused or failed.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
     /// Logits that are not finite: weights with NaN or infinity, or an overflow.
     #[error(
         "the logits of position {position} are not finite: the weights hold NaN or infinity, or an activation overflowed (check the checkpoint's tensors)"
@@ -91,6 +99,10 @@ impl Error {
     /// An [`Error::File`] for `path`.
     pub fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::File { path: path.into(), reason: reason.into() }
+    }
+    /// An [`Error::Device`] for `device`.
+    pub fn device(device: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Device { device: device.into(), reason: reason.into() }
     }
     /// An [`Error::Argument`] for `argument`.
     pub fn argument(argument: impl Into<String>, reason: impl Into<String>) -> Self {

@@ -29,7 +29,11 @@ pub mod backend;
 pub mod cache;
 pub mod checkpoint;
 pub mod decode;
+#[cfg(feature = "cuda")]
+pub mod driver;
 pub mod error;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod mask;
 pub mod model;
 #[cfg(feature = "cli")]

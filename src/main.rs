@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use warploom::{Result, error::printable};
 
-use command::{chat, compare, eval, generate, inspect, logits, output, train};
+use command::{chat, compare, eval, generate, inspect, kernels, logits, output, train};
 
 /// Llama inference with exact early-exit self-speculative decoding: the first layers draft, the rest verify, and
 /// the output equals that of plain decoding bit for bit
@@ -25,6 +25,7 @@ enum Cli {
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Train(train::TrainArgs),
+    Kernels(kernels::KernelsArgs),
 }
 
 fn run() -> Result<ExitCode> {
@@ -36,6 +37,7 @@ fn run() -> Result<ExitCode> {
         Cli::Eval(args) => eval::run(args)?,
         Cli::Inspect(args) => inspect::run(args)?,
         Cli::Train(args) => train::run(args)?,
+        Cli::Kernels(args) => kernels::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

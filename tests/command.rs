@@ -336,7 +336,8 @@ fn every_help_ends_with_two_examples_that_run() {
         .unwrap();
     fs::write(dir.path().join("said"), "And God said\n").unwrap();
     for name in names.iter().filter(|name| **name != "help") {
-        if *name == "train" && !cfg!(feature = "train") {
+        let absent = [("train", cfg!(feature = "train")), ("kernels", cfg!(feature = "cuda"))];
+        if absent.contains(&(*name, false)) {
             continue;
         }
         let help = stdout(&[name, "--help"]);
@@ -559,6 +560,8 @@ fn options_that_cannot_be_are_refused() {
     fails(&["compare", "-n", "0"], 1, "-n");
     #[cfg(not(feature = "train"))]
     fails(&["train", "--text", "x", "--help"], 1, "--features train");
+    #[cfg(not(feature = "cuda"))]
+    fails(&["kernels", "--json", "--help"], 1, "--features cuda");
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub mod generate;
 mod input;
 pub mod inspect;
 mod interrupt;
+#[cfg_attr(not(feature = "cuda"), path = "kernels_absent.rs")]
+pub mod kernels;
 pub mod logits;
 mod model;
 mod options;

@@ -1,0 +1,16 @@
+/* Parameter structs of every kernel: what C programs include, and what the Rust ones are generated from. */
+#ifndef WARPLOOM_H
+#define WARPLOOM_H
+
+#include "wl_accept.h"
+#include "wl_common.h"
+#include "wl_attention_decode.h"
+#include "wl_embed.h"
+#include "wl_linear.h"
+#include "wl_rms_norm.h"
+#include "wl_rope_append.h"
+#include "wl_round.h"
+#include "wl_sample.h"
+#include "wl_swiglu.h"
+
+#endif

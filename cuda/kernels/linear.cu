@@ -1,0 +1,385 @@
+// The skinny linear: out[r, n] = sum over k of x[r, k] · W[n, k], for 1 to 64 decode rows, every weight read once.
+//
+// The weights are all that counts: they go from device memory to registers and from there into the tensor cores,
+// past shared memory. Rows and features are as in `mma.cuh` with x as A (16 rows, those that are absent zero) and W
+// as B (8 features). A row of D depends on no other row of A, and neither the order of k nor its segments follow
+// from the number of rows: a row has the same bits alone and among 64.
+//
+//   CTA          128 features (SwiGLU: 64 of gate, the same 64 of up) and one segment of k; grid [blocks of
+//                features, segments].
+//   warp         16 features, all rows and all k of the segment: the sums over k stay in its registers, and no warps
+//                have to meet.
+//   lane (g, t)  of a k-block of 32 it loads the 8 weights from k = 8t on of features g and g + 8: 16 bytes each, 64
+//                a feature and quad. The sum may take k in any fixed order, so words 0, 1 are the B operand of one
+//                mma and words 2, 3 that of the next: nothing moves between lanes, and no weight is stored in
+//                another order. With SwiGLU the two features are gate's and up's, and meet when the sums are
+//                finished. Four k-blocks, 8 loads, are in flight per lane: 32 KB per CTA.
+//   x            16 KB tiles of all rows in shared memory, twice: the next one is fetched to registers while this
+//                one is used, normalised there if there is a norm, and put down in the order in which lanes take A
+//                operands, 16 bytes at a time (`x_place`).
+//   segments     Few features make few CTAs, so k is cut (in src/kernels/linear.rs, by the shapes of the weights
+//                alone). Every CTA then leaves its sums in the scratch, f32 [rows, 128]; the last of a block to
+//                arrive, by a ticket, adds them up in the order of k.
+//   end          Finished sums lie in shared memory, [rows, 128]; threads take 8 features of a row each: bias,
+//                SwiGLU, or the residual, which is added before the only rounding; with statistics of the new
+//                residual for the norm of the next linear (row_statistics.cuh).
+//
+// Llama 3 8B, in launches of 16 rows (of 1 row), FLOP = 2 · rows · weights:
+//                 features × k      CTAs      segment  weights   other bytes, most of them from L2        GFLOP
+//   q, k, v, norm    6144 × 4096    48 × 4    1024      50 MB    23.8 % (2.1 %)                             0.8
+//   output, add      4096 × 4096    32 × 4    1024      34 MB    19.6 % (1.2 %)                             0.5
+//   gate, up, norm  28672 × 4096   224 × 1    4096     235 MB    16.2 % (1.6 %)                             3.8
+//   down, add        4096 × 14336   32 × 8    1792     117 MB    16.3 % (1.0 %)                             1.9
+//   head, norm     128256 × 4096  1002 × 1    4096    1051 MB    16.8 % (1.6 %)                            16.8
+// Of the other bytes x has 12.5 points (rows · 2 bytes a k, against 256 of weights), the partial sums 6.2 at
+// segments of 1024, norm weights 3.1 (a thread reads them for its four rows), statistics up to 1.6.
+//
+// For sm_80, up to 16, 32, 64 rows: 98, 115, 125 registers, 33, 33, 35 KB of shared memory, two CTAs an SM: 16
+// warps, 64 KB of weights in flight. `any` takes its elements one by one: 188 registers.
+#include "arch/eight.cuh"
+#include "arch/math.cuh"
+#include "arch/memory.cuh"
+#include "arch/mma.cuh"
+#include "arch/row_statistics.cuh"
+#include "arch/ticket.cuh"
+#include "wl_linear.h"
+
+namespace wl {
+
+constexpr int THREADS = WL_LINEAR_THREADS;
+constexpr int WARPS = THREADS / 32;
+constexpr int FEATURES = WL_LINEAR_FEATURES;
+static_assert(FEATURES == 16 * WARPS, "a warp has the features of two mma");
+// A k-block is what a 16-byte load of each of four lanes covers; a turn is the k-blocks in flight.
+constexpr int K_BLOCK = 32;
+constexpr int AHEAD = 4;
+constexpr int TURN = K_BLOCK * AHEAD;
+static_assert(WL_LINEAR_SEGMENT_STEP % TURN == 0, "segments are whole turns");
+// Pairs of 16-byte vectors of x, of rows 8 apart, that a thread brings to a tile.
+constexpr int X_PAIRS = 2;
+// Elements of a tile of x: ROWS rows, and as many k as make 16 KB.
+constexpr int X_ELEMENTS = 16 * X_PAIRS * THREADS;
+// Row of finished sums in shared memory, in floats: 32 bytes more than its features, so that four rows' worth of an
+// mma's results fill the line of banks.
+constexpr int Y_PITCH = FEATURES + 8;
+
+// Eight weights, those from `count` on as zeros.
+template <typename T, bool WHOLE> __device__ __forceinline__ uint4 load_weights(const T* from, int count) {
+    if constexpr (WHOLE) {
+        return load_once(from, count > 0);
+    } else {
+        const Eight<T> w = load_eight<false>(from, count);
+        return make_uint4(w.words[0], w.words[1], w.words[2], w.words[3]);
+    }
+}
+
+// Where the 16 bytes of `lane` lie in a tile of x, in units of 16 bytes. What a lane needs for one mma, {x[g] x[g+8]
+// x[g] x[g+8]}, lies together, and all of a warp's in 512 bytes; odd k-blocks swap neighbouring g, so that a warp
+// that fills a tile, with consecutive k-blocks of one g, also finds eight different 16-byte columns of the line of
+// banks.
+template <int ROWS> __device__ __forceinline__ int x_place(int row_tile, int k_block, int half, int lane) {
+    constexpr int K_BLOCKS = X_ELEMENTS / ROWS / K_BLOCK;
+    return ((row_tile * K_BLOCKS + k_block) * 2 + half) * 32 + (lane ^ (k_block % 2 * 4));
+}
+
+// Eight sums of a thread from shared memory. The lanes of a quarter warp whose neighbours have taken their banks
+// take their two halves in the other order.
+__device__ __forceinline__ void load_sums(float (&y)[8], const float* from) {
+    const int swap = threadIdx.x & 4;
+    const float4 first = *reinterpret_cast<const float4*>(from + swap);
+    const float4 second = *reinterpret_cast<const float4*>(from + (swap ^ 4));
+    const float4 low = swap ? second : first, high = swap ? first : second;
+    y[0] = low.x, y[1] = low.y, y[2] = low.z, y[3] = low.w;
+    y[4] = high.x, y[5] = high.y, y[6] = high.z, y[7] = high.w;
+}
+
+template <typename T> __device__ __forceinline__ void add_bias(float (&y)[8], uint64_t bias, int feature, int count) {
+    if (bias == 0) return;
+    float values[8];
+    load_eight<false>(global<const T>(bias) + feature, count).unpack_to(values);
+#pragma unroll
+    for (int i = 0; i < 8; i++) y[i] += values[i];
+}
+
+__device__ __forceinline__ float silu(float x) {
+    return __fdividef(x, 1 + exp2_approx(-LOG2_E * x));
+}
+
+template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void linear(const WlLinear& p) {
+    constexpr int ROW_TILES = ROWS / 16;
+    constexpr int TILE = X_ELEMENTS / ROWS;
+    constexpr int X_BYTES = 2 * X_ELEMENTS * 2, Y_BYTES = ROWS * Y_PITCH * 4;
+    __shared__ __align__(16) unsigned char shared[X_BYTES > Y_BYTES ? X_BYTES : Y_BYTES];
+    __shared__ float inverse[ROWS];
+    __shared__ bool is_last;
+    uint4* const x_tiles = reinterpret_cast<uint4*>(shared);
+    float* const y_tile = reinterpret_cast<float*>(shared);
+
+    const int warp = warp_id(), lane = lane_id(), g = lane / 4, t = lane % 4;
+    const bool pair = p.epilogue == WL_LINEAR_SWIGLU;
+
+    // Which features: `a`'s are the first mma's of a warp, `b`'s the second's.
+    int block = blockIdx.x;
+    WlProjection a = p.projection[0];
+    WlProjection b = a;
+    if (pair) {
+        b = p.projection[1];
+    } else {
+#pragma unroll
+        for (int i = 1; i < WL_LINEAR_PROJECTIONS; i++) {
+            const int blocks = (a.features + FEATURES - 1) / FEATURES;
+            if (i < p.projections && block >= blocks) {
+                block -= blocks;
+                a = b = p.projection[i];
+            }
+        }
+    }
+    const int block_features = pair ? FEATURES / 2 : FEATURES;
+    const int first = block * block_features;
+    const int feature_a = first + block_features / WARPS * warp + g;
+    const int feature_b = pair ? feature_a : feature_a + 8;
+
+    // Which part of k.
+    const int begin = blockIdx.y * p.segment_length;
+    const int end = min(p.inputs, begin + p.segment_length);
+
+    // The first turn of weights is under way before anything else.
+    const T* const weight_a = global<const T>(a.weight) + feature_a * a.stride + begin + 8 * t;
+    const T* const weight_b = global<const T>(b.weight) + feature_b * b.stride + begin + 8 * t;
+    const int count_a = feature_a < a.features ? end - begin - 8 * t : 0;
+    const int count_b = feature_b < a.features ? end - begin - 8 * t : 0;
+    uint4 w[AHEAD][2];
+    auto load = [&](int j, int k) {
+        w[j][0] = load_weights<T, WHOLE>(weight_a + k + K_BLOCK * j, count_a - k - K_BLOCK * j);
+        w[j][1] = load_weights<T, WHOLE>(weight_b + k + K_BLOCK * j, count_b - k - K_BLOCK * j);
+    };
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) load(j, 0);
+
+    // Tiles of x. A thread brings eight k of two rows, 8 apart as an mma has them, X_PAIRS times.
+    constexpr int COLUMNS = TILE / 8, PAIR_STEP = THREADS / COLUMNS;
+    const int x_column = threadIdx.x % COLUMNS, x_pair = threadIdx.x / COLUMNS;
+    auto x_row = [&](int i, int half) {
+        const int x = x_pair + i * PAIR_STEP;
+        return x / 8 * 16 + x % 8 + 8 * half;
+    };
+    const T* const x = global<const T>(p.x) + 8 * x_column;
+    Eight<T> x_next[X_PAIRS][2], norm_next;
+    auto fetch = [&](int k) {
+        const int count = end - k - 8 * x_column;
+#pragma unroll
+        for (int i = 0; i < X_PAIRS; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                x_next[i][half] = {};
+                const int row = x_row(i, half);
+                if (row < p.rows && count > 0) x_next[i][half] = load_eight<WHOLE>(x + row * p.x_stride + k, count);
+            }
+        }
+        norm_next = {};
+        if (p.norm && x_row(0, 0) < p.rows && count > 0) {
+            norm_next = load_eight<WHOLE>(global<const T>(p.norm) + k + 8 * x_column, count);
+        }
+    };
+    auto put = [&](int buffer) {
+        float scale[8];
+        norm_next.unpack_to(scale);
+#pragma unroll
+        for (int i = 0; i < X_PAIRS; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = x_row(i, half);
+                if (p.norm && row < p.rows) {
+                    float values[8];
+                    x_next[i][half].unpack_to(values);
+#pragma unroll
+                    for (int j = 0; j < 8; j++) values[j] = rounded<T>(values[j] * inverse[row]) * scale[j];
+                    x_next[i][half].pack_from(values);
+                }
+            }
+            const int row = x_row(i, 0);
+            const auto& low = x_next[i][0].words;
+            const auto& high = x_next[i][1].words;
+            uint4* const to = x_tiles + buffer * (X_ELEMENTS / 8);
+            const int at = row % 8 * 4 + x_column % 4;
+            to[x_place<ROWS>(row / 16, x_column / 4, 0, at)] = make_uint4(low[0], high[0], low[1], high[1]);
+            to[x_place<ROWS>(row / 16, x_column / 4, 1, at)] = make_uint4(low[2], high[2], low[3], high[3]);
+        }
+    };
+
+    fetch(begin);
+    if (p.norm) {
+        const int chunks = statistics_chunks(p.inputs);
+        for (int row = warp; row < p.rows; row += WARPS) {
+            const float sum = row_sum(global<const float>(p.stats) + int64_t(row) * chunks, chunks);
+            if (lane == 0) inverse[row] = inverse_rms(sum, p.inputs, p.eps);
+        }
+        __syncthreads();
+    }
+    put(0);
+    __syncthreads();
+
+    // The main loop. Per KiB of weights, a k-block of a warp: 2 loads of weights, 2 loads of x and 4 mma (16 KFLOP)
+    // for each 16 rows, and 11 others: 19 instructions at 16 rows, 24 at 32, 41 at 64. An H100's share of bandwidth
+    // brings an SM a KiB in 70 cycles, which could issue 280.
+    float sums[ROW_TILES][2][4] = {};
+    int buffer = 0;
+    for (int tile = begin; tile < end; tile += TILE) {
+        const bool more = tile + TILE < end;
+        if (more) fetch(tile + TILE);
+        const uint4* const x_tile = x_tiles + buffer * (X_ELEMENTS / 8);
+        const int stop = min(TILE, end - tile);
+#pragma unroll 1
+        for (int k = 0; k < stop; k += TURN) {
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                const uint32_t weights[2][2][2] = {{{w[j][0].x, w[j][0].y}, {w[j][0].z, w[j][0].w}},
+                                                   {{w[j][1].x, w[j][1].y}, {w[j][1].z, w[j][1].w}}};
+#pragma unroll
+                for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        // k / K_BLOCK is even: which lanes swap is known here.
+                        const uint4 v = x_tile[k / K_BLOCK * 64 + x_place<ROWS>(m, j, half, lane)];
+                        const uint32_t rows[4] = {v.x, v.y, v.z, v.w};
+                        mma<T>(sums[m][0], rows, weights[0][half]);
+                        mma<T>(sums[m][1], rows, weights[1][half]);
+                    }
+                }
+                load(j, tile - begin + k + TURN);
+            }
+        }
+        if (more) {
+            buffer ^= 1;
+            put(buffer);
+            __syncthreads();
+        }
+    }
+
+    // Sums go where a thread can take eight features of a row: to shared memory, over the tiles of x. If the sum
+    // over k has more segments, they go through the scratch: the CTA that comes last adds them up, in the order of
+    // k. The features of `b` with SwiGLU are the second half of a row.
+    const int column_a = block_features / WARPS * warp + 2 * t;
+    const int column_b = pair ? column_a + FEATURES / 2 : column_a + 8;
+    auto put_sums = [&](float* to, int pitch) {
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = 16 * m + 8 * half + g;
+                if (row < p.rows) {
+                    float* const y = to + row * pitch;
+                    *reinterpret_cast<float2*>(y + column_a) = {sums[m][0][2 * half], sums[m][0][2 * half + 1]};
+                    *reinterpret_cast<float2*>(y + column_b) = {sums[m][1][2 * half], sums[m][1][2 * half + 1]};
+                }
+            }
+        }
+    };
+    if (p.segments == 1) {
+        __syncthreads();
+        put_sums(y_tile, Y_PITCH);
+    } else {
+        const int64_t part = int64_t(p.rows) * FEATURES;
+        float* const parts =
+            reinterpret_cast<float*>(global<uint32_t>(p.scratch) + WL_LINEAR_TICKETS) + blockIdx.x * p.segments * part;
+        put_sums(parts + blockIdx.y * part, FEATURES);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const uint32_t last = p.segments - 1;
+            is_last = take_ticket(global<uint32_t>(p.scratch) + blockIdx.x, last) == last;
+        }
+        __syncthreads();
+        if (!is_last) return;
+        for (int i = threadIdx.x; i < p.rows * (FEATURES / 4); i += THREADS) {
+            float4 y[WL_LINEAR_SEGMENTS];
+#pragma unroll
+            for (int s = 0; s < WL_LINEAR_SEGMENTS; s++) {
+                y[s] = {};
+                if (s < p.segments) y[s] = __ldcg(reinterpret_cast<const float4*>(parts + s * part) + i);
+            }
+#pragma unroll
+            for (int s = 1; s < WL_LINEAR_SEGMENTS; s++) {
+                y[0].x += y[s].x, y[0].y += y[s].y, y[0].z += y[s].z, y[0].w += y[s].w;
+            }
+            *reinterpret_cast<float4*>(y_tile + i / (FEATURES / 4) * Y_PITCH + i % (FEATURES / 4) * 4) = y[0];
+        }
+    }
+    __syncthreads();
+
+    if (p.epilogue == WL_LINEAR_STORE_F32) {
+        for (int row = warp; row < p.rows; row += WARPS) {
+            float* const out = global<float>(p.out) + row * p.out_stride + a.column + first;
+            for (int column = lane; column < min(FEATURES, a.features - first); column += 32) {
+                float y = y_tile[row * Y_PITCH + column];
+                if (a.bias) y += to_float(global<const T>(a.bias)[first + column]);
+                out[column] = y;
+            }
+        }
+        return;
+    }
+    const int lanes = block_features / 8;  // of a row
+    const int column = threadIdx.x % lanes * 8;
+    const int feature = first + column;
+    // Features past the projection's last are zeros throughout, in the statistics, too.
+    for (int base = 0; base < p.rows; base += THREADS / lanes) {
+        const int row = base + threadIdx.x / lanes;
+        const int count = row < p.rows ? min(8, a.features - feature) : 0;
+        float y[8] = {};
+        if (count > 0) {
+            const float* const sum = y_tile + row * Y_PITCH + column;
+            load_sums(y, sum);
+            add_bias<T>(y, a.bias, feature, count);
+            if (pair) {
+                float up[8];
+                load_sums(up, sum + FEATURES / 2);
+                add_bias<T>(up, b.bias, feature, count);
+#pragma unroll
+                for (int i = 0; i < 8; i++) y[i] = silu(y[i]) * up[i];
+            }
+        }
+        T* const to = global<T>(p.out) + row * p.out_stride + a.column + feature;
+        const bool whole = count == 8 && aligned(to);
+        Eight<T> out = {};
+        if (p.epilogue == WL_LINEAR_ADD) {
+            if (whole) {
+                out = load_eight<true>(static_cast<const T*>(to), count);
+            } else {
+                out = load_eight<false>(static_cast<const T*>(to), count);
+            }
+            float before[8];
+            out.unpack_to(before);
+#pragma unroll
+            for (int i = 0; i < 8; i++) y[i] += before[i];
+        }
+        out.pack_from(y);
+        if (whole) {
+            store_eight<true>(to, out, count);
+        } else {
+            store_eight<false>(to, out, count);
+        }
+        if (p.out_stats) {
+            out.unpack_to(y);
+            const float sum = chunk_sum(sum_of_squares(y));
+            if (count > 0 && lane % 8 == 0) {
+                const int64_t chunks = statistics_chunks(a.features);
+                global<float>(p.out_stats)[row * chunks + feature / STATISTICS_CHUNK] = sum;
+            }
+        }
+    }
+}
+
+}  // namespace wl
+
+#define WL_ENTRY(T, NAME, ROWS, WHOLE)                                                       \
+    extern "C" __global__ void __launch_bounds__(wl::THREADS, WHOLE ? 2 : 1) NAME(           \
+        const __grid_constant__ WlLinear p) {                                                \
+        wl::linear<wl::T, ROWS, WHOLE>(p);                                                   \
+    }
+WL_ENTRY(bf16, wl_linear_bf16_16, 16, true)
+WL_ENTRY(bf16, wl_linear_bf16_32, 32, true)
+WL_ENTRY(bf16, wl_linear_bf16_64, 64, true)
+WL_ENTRY(bf16, wl_linear_bf16_any, 64, false)
+WL_ENTRY(f16, wl_linear_f16_16, 16, true)
+WL_ENTRY(f16, wl_linear_f16_32, 32, true)
+WL_ENTRY(f16, wl_linear_f16_64, 64, true)
+WL_ENTRY(f16, wl_linear_f16_any, 64, false)

@@ -1,0 +1,488 @@
+//! The GPU backend: the operations of a forward pass as kernels over a driver, which is a GPU or its simulator.
+//!
+//! Start from [`Gpu`]. Weights, activations, keys and values are bf16 or f16, sums f32; the residual stream is rounded to that type
+//! after every addition. A norm is folded into the product that follows it: whoever writes the residual stream leaves the sums of its
+//! squares beside it. Prompt rows go through the same kernels as decode rows, in slices.
+
+mod round;
+mod rows;
+
+use std::sync::{Arc, Mutex};
+
+use half::{bf16, f16};
+
+use self::rows::Rotary;
+pub use self::{round::DeviceRound, rows::PassRows};
+use super::{Angles, Backend, Epilogue, Heads, Input, Projection, RoundSizes, Row, RowClass};
+use crate::{
+    cache::Cache,
+    checkpoint::{Checkpoint, Dtype, Tensor},
+    driver::{Buffer, Driver, Stream, View, ViewMut},
+    error::{Error, Result},
+    kernels::{
+        AttentionDecodeArgs, EmbedArgs, Kernels, Linear, LinearArgs, LinearEpilogue, LinearNorm,
+        LinearProjection, PageLayout, PageTable, RopeAppendArgs, Rows as DeviceRows, RowsMut,
+    },
+    mask::Mask,
+};
+
+/// Positions of a page.
+const PAGE: usize = 64;
+/// Most rows of one product, and of one sequence in one attention.
+const SLICE: usize = 64;
+
+/// A device with the kernels loaded.
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    kernels: Kernels,
+    stream: Stream,
+    dtype: Dtype,
+    /// Room that products and attention share: the stream runs them one after the other.
+    scratch: Mutex<Scratch>,
+}
+
+/// Attention's grows with the rows of a pass, while a generation comes by its first ones.
+struct Scratch {
+    linear: Buffer,
+    attention: Buffer,
+}
+
+/// A matrix or vector in device memory.
+pub struct Weight {
+    memory: Buffer,
+    rows: usize,
+    columns: usize,
+}
+
+/// Rows of activations with the sums of squares that norms go by.
+pub struct Activations {
+    /// `[rows, stride]`.
+    memory: Buffer,
+    /// f32 `[rows, ⌈width / 64⌉]`.
+    stats: Buffer,
+    width: usize,
+    stride: usize,
+}
+
+/// Logits on the device, and room for them on the host.
+pub struct Logits {
+    memory: Buffer,
+    host: Vec<f32>,
+    vocab: usize,
+}
+
+/// Keys and values, `[layer][k, v][pages, kv_heads, PAGE, head_dim]`, and the page table of every sequence.
+pub struct Paged {
+    memory: Buffer,
+    layout: PageLayout,
+    heads: Heads,
+    /// i32 `[sequences, entries]`.
+    tables: Buffer,
+    /// What the device holds of them.
+    mirror: Vec<i32>,
+    sequences: usize,
+    entries: usize,
+}
+
+impl Gpu {
+    /// The kernels on `driver`, computing in the type of the checkpoint's embedding: bf16 or f16, and bf16 for f32. Tensors of another
+    /// type are converted.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot run the kernels; those of [`Checkpoint::tensor`].
+    pub fn new(driver: Arc<dyn Driver>, checkpoint: &Checkpoint) -> Result<Self> {
+        let config = &checkpoint.config;
+        let embedding = checkpoint.tensor("model.embed_tokens.weight", &[config.vocab, config.hidden])?;
+        let dtype = if embedding.dtype() == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
+        let stream = Stream::new(&driver)?;
+        // The products' counters begin at zero and return to it.
+        let mut linear = Buffer::new(&driver, Linear::MOST_SCRATCH)?;
+        stream.fill(&mut linear.view_mut(), 0)?;
+        let scratch = Scratch { linear, attention: Buffer::new(&driver, 0)? };
+        Ok(Gpu { kernels: Kernels::load(&driver)?, stream, dtype, scratch: Mutex::new(scratch), driver })
+    }
+
+    /// The type of activations, keys and values.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// One layer's keys or values.
+    fn pages(&self, kv: &Paged, layer: usize, part: usize) -> std::ops::Range<usize> {
+        let bytes = kv.layout.pages * kv.layout.page_stride * self.dtype.size();
+        let begin = (2 * layer + part) * bytes;
+        begin..begin + bytes
+    }
+}
+
+impl Activations {
+    fn rows(&self, from: usize, rows: usize, size: usize) -> DeviceRows<'_> {
+        let begin = from * self.stride * size;
+        DeviceRows {
+            view: self.memory.view().slice(begin..begin + rows * self.stride * size),
+            stride: self.stride,
+        }
+    }
+
+    fn stats(&self, from: usize, rows: usize) -> View<'_> {
+        let bytes = self.width.div_ceil(64) * 4;
+        self.stats.view().slice(from * bytes..(from + rows) * bytes)
+    }
+}
+
+impl Backend for Gpu {
+    type Weight = Weight;
+    type Buffer = Activations;
+    type Logits = Logits;
+    type Kv = Paged;
+    type Rows = PassRows;
+    type Round = DeviceRound;
+
+    fn name(&self) -> String {
+        self.driver.properties().name.clone()
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+
+    fn page_bytes(&self, heads: Heads, layers: usize) -> usize {
+        2 * layers * heads.kv_heads * PAGE * heads.head_dim * self.dtype.size()
+    }
+
+    fn weight(&self, tensor: &Tensor) -> Result<Weight> {
+        let memory = match tensor.dtype() == self.dtype {
+            true => Buffer::from_slice(&self.stream, tensor.bytes())?,
+            false => Buffer::from_slice(&self.stream, &converted(tensor, self.dtype))?,
+        };
+        Ok(Weight { memory, rows: tensor.rows(), columns: tensor.columns() })
+    }
+
+    fn buffer(&self, rows: usize, width: usize) -> Result<Activations> {
+        // Every row begins at a multiple of 16 bytes.
+        let stride = width.next_multiple_of(8);
+        let elements = rows.checked_mul(stride).and_then(|n| n.checked_mul(self.dtype.size()));
+        let Some(bytes) = elements else {
+            return Err(Error::argument("rows", format!("{rows} of {width} exceed the address space")));
+        };
+        Ok(Activations {
+            memory: Buffer::new(&self.driver, bytes)?,
+            stats: Buffer::new(&self.driver, rows * width.div_ceil(64) * 4)?,
+            width,
+            stride,
+        })
+    }
+
+    fn logits(&self, rows: usize, vocab: usize) -> Result<Logits> {
+        let elements = rows.saturating_mul(vocab);
+        Ok(Logits {
+            memory: Buffer::new(&self.driver, elements.saturating_mul(4))?,
+            host: vec![0.0; elements],
+            vocab,
+        })
+    }
+
+    fn kv(&self, heads: Heads, layers: usize, cache: &Cache) -> Result<Paged> {
+        if !heads.head_dim.is_multiple_of(8) || heads.head_dim > 256 {
+            let reason =
+                format!("{}; a device takes multiples of 8 up to 256: use --device cpu", heads.head_dim);
+            return Err(Error::argument("head_dim", reason));
+        }
+        let pages = cache.pages();
+        let bytes = (heads.kv_heads * heads.head_dim)
+            .checked_mul(2 * layers * PAGE * self.dtype.size())
+            .and_then(|bytes| bytes.checked_mul(pages));
+        let Some(bytes) = bytes else {
+            return Err(Error::argument("--context", "the KV cache exceeds the address space"));
+        };
+        let (sequences, entries) = (cache.sequences(), cache.positions_per_sequence() / PAGE);
+        Ok(Paged {
+            memory: Buffer::new(&self.driver, bytes)?,
+            layout: PageLayout::heads_first(pages, PAGE, heads.kv_heads, heads.head_dim),
+            heads,
+            tables: Buffer::new(&self.driver, 4 * sequences * entries)?,
+            // No page has this number, so the first rows are uploaded.
+            mirror: vec![i32::MIN; sequences * entries],
+            sequences,
+            entries,
+        })
+    }
+
+    fn rows(&self, rows: usize, _heads: Heads, angles: &Angles) -> Result<PassRows> {
+        PassRows::new(&self.driver, rows, Rotary::new(&self.stream, angles)?)
+    }
+
+    fn round(&self, sizes: RoundSizes, angles: &Angles) -> Result<Option<DeviceRound>> {
+        DeviceRound::new(self, sizes, angles).map(Some)
+    }
+
+    fn set_rows(&self, rows: &mut PassRows, list: &[Row], kv: &mut Paged, cache: &Cache) -> Result<()> {
+        for (i, row) in list.iter().enumerate() {
+            if i == 0 || list[i - 1].sequence != row.sequence {
+                self.set_table(kv, cache, row.sequence)?;
+            }
+        }
+        rows.set(&self.stream, list, cache)
+    }
+
+    fn embed(&self, table: &Weight, rows: &PassRows, out: &mut Activations) -> Result<()> {
+        let Activations { memory, stats, width, stride } = out;
+        self.kernels.embed.launch(
+            &self.stream,
+            &EmbedArgs {
+                dtype: self.dtype,
+                rows: rows.count,
+                width: *width,
+                vocabulary: table.rows,
+                table: DeviceRows { view: table.memory.view(), stride: table.columns },
+                tokens: rows.tokens.view(),
+                positions: Some(rows.positions.view()),
+                out: RowsMut { view: memory.view_mut(), stride: *stride },
+                stats: Some(stats.view_mut()),
+            },
+        )
+    }
+
+    fn linear(
+        &self,
+        input: Input<Gpu>,
+        projections: &[Projection<Weight>],
+        out: &mut Activations,
+        _width: usize,
+        epilogue: Epilogue,
+        _class: RowClass,
+    ) -> Result<()> {
+        let (epilogue, stats) = match epilogue {
+            Epilogue::Store => (LinearEpilogue::Store, false),
+            Epilogue::Add => (LinearEpilogue::Add, true),
+            Epilogue::SwiGlu => (LinearEpilogue::SwiGlu, false),
+        };
+        let size = self.dtype.size();
+        let (row, stat) = (out.stride * size, out.width.div_ceil(64) * 4);
+        for begin in (0..input.rows).step_by(SLICE) {
+            let rows = SLICE.min(input.rows - begin);
+            let target = RowsMut {
+                view: out.memory.view_mut().part(begin * row..(begin + rows) * row),
+                stride: out.stride,
+            };
+            let stats = stats.then(|| out.stats.view_mut().part(begin * stat..(begin + rows) * stat));
+            self.product(&input, begin, rows, projections, target, stats, epilogue)?;
+        }
+        Ok(())
+    }
+
+    fn head(&self, input: Input<Gpu>, weight: &Weight, out: &mut Logits) -> Result<()> {
+        let head = [Projection { weight, bias: None, column: 0 }];
+        let row = 4 * out.vocab;
+        for begin in (0..input.rows).step_by(SLICE) {
+            let rows = SLICE.min(input.rows - begin);
+            let target = RowsMut {
+                view: out.memory.view_mut().part(begin * row..(begin + rows) * row),
+                stride: out.vocab,
+            };
+            self.product(&input, begin, rows, &head, target, None, LinearEpilogue::StoreF32)?;
+        }
+        Ok(())
+    }
+
+    fn rope_append(
+        &self,
+        qkv: &mut Activations,
+        rows: &PassRows,
+        kv: &mut Paged,
+        layer: usize,
+        _cache: &Cache,
+    ) -> Result<()> {
+        let (keys, values) = (self.pages(kv, layer, 0), self.pages(kv, layer, 1));
+        let (k, v) = kv.memory.view_mut().parts(keys, values);
+        self.kernels.rope_append.launch(
+            &self.stream,
+            &RopeAppendArgs {
+                dtype: self.dtype,
+                rows: rows.count,
+                heads: kv.heads.heads,
+                qkv: RowsMut { stride: qkv.stride, view: qkv.memory.view_mut() },
+                positions: rows.positions.view(),
+                slots: rows.slots.view(),
+                frequencies: rows.rotary.frequencies.view(),
+                magnitude: rows.rotary.magnitude,
+                layout: kv.layout,
+                k,
+                v,
+                table: PageTable { view: kv.tables.view(), sequences: kv.sequences, stride: kv.entries },
+            },
+        )
+    }
+
+    fn attention(
+        &self,
+        qkv: &Activations,
+        rows: &PassRows,
+        mask: &Mask,
+        kv: &Paged,
+        layer: usize,
+        _cache: &Cache,
+        out: &mut Activations,
+    ) -> Result<()> {
+        let Heads { heads, head_dim, .. } = kv.heads;
+        let mut scratch = self.scratch();
+        let args = AttentionDecodeArgs {
+            dtype: self.dtype,
+            tokens: rows.count,
+            sequences: rows.groups,
+            heads,
+            q: DeviceRows { view: qkv.memory.view(), stride: qkv.stride },
+            out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
+            lse: None,
+            layout: kv.layout,
+            k: kv.memory.view().slice(self.pages(kv, layer, 0)),
+            v: kv.memory.view().slice(self.pages(kv, layer, 1)),
+            table: PageTable { view: kv.tables.view(), sequences: kv.sequences, stride: kv.entries },
+            slots: Some(rows.group_slots.view()),
+            lengths: rows.lengths.view(),
+            offsets: rows.offsets.view(),
+            positions: Some(rows.positions.view()),
+            max_rows: rows.group_rows,
+            // Of the cache, not of the rows: a generation has one cut, and its scratch does not grow with the context.
+            max_keys: kv.entries * PAGE,
+            mask: *mask,
+            documents: None,
+            tree: None,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: 0.0,
+            sinks: None,
+        };
+        let needed = self.kernels.attention_decode.scratch_bytes(&args);
+        grow(&self.driver, &mut scratch.attention, needed)?;
+        self.kernels.attention_decode.launch(&self.stream, &args, scratch.attention.view_mut())
+    }
+
+    fn copy_row(
+        &self,
+        source: &Activations,
+        from: usize,
+        target: &mut Activations,
+        to: usize,
+        _width: usize,
+    ) -> Result<()> {
+        let size = self.dtype.size();
+        let bytes = source.stride * size;
+        self.stream.copy(
+            source.rows(from, 1, size).view,
+            &mut target.memory.view_mut().part(to * bytes..(to + 1) * bytes),
+        )?;
+        let bytes = source.width.div_ceil(64) * 4;
+        self.stream
+            .copy(source.stats(from, 1), &mut target.stats.view_mut().part(to * bytes..(to + 1) * bytes))
+    }
+
+    fn copy_page(&self, kv: &mut Paged, from: u32, to: u32) -> Result<()> {
+        let page = kv.layout.page_stride * self.dtype.size();
+        let parts = kv.memory.bytes() / (page * kv.layout.pages);
+        for part in 0..parts {
+            let base = part * kv.layout.pages;
+            let at = |id: u32| (base + id as usize) * page;
+            self.stream.copy_within(&mut kv.memory.view_mut(), at(from)..at(from) + page, at(to))?;
+        }
+        Ok(())
+    }
+
+    fn read<'b>(&self, logits: &'b mut Logits, rows: usize) -> Result<&'b [f32]> {
+        let count = rows * logits.vocab;
+        let host = &mut logits.host[..count];
+        self.stream.download(logits.memory.view().slice(0..4 * count), host)?;
+        Ok(host)
+    }
+}
+
+impl Gpu {
+    /// Rows `begin..begin + rows` of an input through one launch.
+    #[allow(clippy::too_many_arguments)]
+    fn product(
+        &self,
+        input: &Input<Gpu>,
+        begin: usize,
+        rows: usize,
+        projections: &[Projection<Weight>],
+        out: RowsMut,
+        out_stats: Option<ViewMut>,
+        epilogue: LinearEpilogue,
+    ) -> Result<()> {
+        let mut parts = [None; 3];
+        for (part, projection) in parts.iter_mut().zip(projections) {
+            let Weight { memory, rows, columns } = projection.weight;
+            *part = Some(LinearProjection {
+                weight: DeviceRows { view: memory.view(), stride: *columns },
+                bias: projection.bias.map(|bias| bias.memory.view()),
+                features: *rows,
+                column: projection.column,
+            });
+        }
+        let from = input.from + begin;
+        let norm = input.norm.as_ref().map(|norm| LinearNorm {
+            weight: norm.weight.memory.view(),
+            eps: norm.eps,
+            stats: input.x.stats(from, rows),
+        });
+        let mut scratch = self.scratch();
+        let args = LinearArgs {
+            dtype: self.dtype,
+            rows,
+            inputs: input.x.width,
+            x: input.x.rows(from, rows, self.dtype.size()),
+            norm,
+            projections: parts,
+            epilogue,
+            out,
+            out_stats,
+        };
+        self.kernels.linear.launch(&self.stream, args, scratch.linear.view_mut())
+    }
+
+    /// Uploads the page table of a sequence where the device's differs.
+    fn set_table(&self, kv: &mut Paged, cache: &Cache, sequence: usize) -> Result<()> {
+        let table = cache.table(sequence)?;
+        let begin = sequence * kv.entries;
+        let mirror = &mut kv.mirror[begin..begin + table.len()];
+        if mirror.iter().zip(table).all(|(there, page)| *there == *page as i32) {
+            return Ok(());
+        }
+        for (there, page) in mirror.iter_mut().zip(table) {
+            *there = *page as i32;
+        }
+        let bytes = 4 * begin..4 * (begin + table.len());
+        self.stream.upload(&mut kv.tables.view_mut().part(bytes), mirror)
+    }
+}
+
+/// Makes a buffer at least so large. What it held is lost.
+fn grow(driver: &Arc<dyn Driver>, buffer: &mut Buffer, bytes: usize) -> Result<()> {
+    if buffer.bytes() < bytes {
+        *buffer = Buffer::new(driver, bytes)?;
+    }
+    Ok(())
+}
+
+/// A tensor's numbers in another type.
+fn converted(tensor: &Tensor, dtype: Dtype) -> Vec<u16> {
+    let bytes = tensor.bytes();
+    let round = |x: f32| match dtype {
+        Dtype::F16 => f16::from_f32(x).to_bits(),
+        _ => bf16::from_f32(x).to_bits(),
+    };
+    match tensor.dtype() {
+        Dtype::F32 => {
+            bytes.chunks_exact(4).map(|b| round(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+        }
+        Dtype::F16 => {
+            bytes.chunks_exact(2).map(|b| round(f16::from_le_bytes([b[0], b[1]]).to_f32())).collect()
+        }
+        Dtype::Bf16 => {
+            bytes.chunks_exact(2).map(|b| round(bf16::from_le_bytes([b[0], b[1]]).to_f32())).collect()
+        }
+    }
+}

@@ -1,0 +1,562 @@
+//! The device under the kernels: memory, modules, launches, streams, events, graphs.
+//!
+//! Start from [`Driver`], what a device must offer. Two do: [`Simulator`] executes the kernels' PTX on the CPU and checks each
+//! launch for races, unwritten values and accesses out of bounds; [`Cuda`] is a GPU. Both run the same compiled kernels through the same launch
+//! code. [`open`] finds one by the name that `--device` takes.
+//!
+//! What a driver hands out is wrapped here into types that give it back when they are dropped: [`Buffer`], [`Stream`], [`Event`],
+//! [`Graph`]. Work on one stream happens in order; nothing but [`Stream::synchronize`], [`Stream::download`], [`Event::synchronize`] and
+//! the dropping of a [`Buffer`] makes the host wait.
+
+mod cuda;
+mod occupancy;
+mod simulator;
+
+use std::{fmt, marker::PhantomData, ops::Range, sync::Arc};
+
+pub use cuda::Cuda;
+pub use simulator::{LaunchReport, Launched, Policy, Simulator};
+
+use crate::error::{Error, Result};
+
+/// The kernels of one file, compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Name of the file under `cuda/kernels`, without its ending.
+    pub name: &'static str,
+    /// Machine code of the architectures it was compiled for, and PTX for later ones.
+    pub fatbin: &'static [u8],
+    /// The PTX that the simulator executes.
+    pub ptx: &'static str,
+    /// Its entries, with what the compiler says of each.
+    pub entries: &'static [Entry],
+}
+
+/// One entry of a [`Family`] and what ptxas reports of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Name to launch it by.
+    pub name: &'static str,
+    /// Most threads of a CTA.
+    pub threads: u32,
+    /// Size of its parameter, a struct.
+    pub parameter_bytes: u32,
+    /// Reports by architecture; none for a file that was compiled to PTX only.
+    pub compiled: &'static [Compiled],
+}
+
+/// What ptxas made of an entry for one architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// Compute capability, e.g. "80" or "90a".
+    pub arch: &'static str,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Static shared memory of a CTA in bytes.
+    pub shared_bytes: u32,
+    /// Named barriers of a CTA.
+    pub barriers: u32,
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Properties {
+    /// Its name, for reports.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Most shared memory of a CTA in bytes, dynamic and static.
+    pub shared_bytes: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// L2 cache in bytes.
+    pub l2_bytes: u64,
+}
+
+/// A module, function, stream, event or graph of a driver: meaningful to it alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handle(pub(crate) u64);
+
+/// One launch, as cuLaunchKernelEx takes it. Every entry has one parameter, a struct.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'p> {
+    /// CTAs along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a CTA along x, y, z.
+    pub block: [u32; 3],
+    /// CTAs of a cluster; `[1, 1, 1]` for none.
+    pub cluster: [u32; 3],
+    /// Dynamic shared memory of a CTA in bytes.
+    pub shared_bytes: u32,
+    /// It may begin before those before it on the stream have ended (programmatic dependent launch).
+    pub programmatic: bool,
+    /// The parameter's bytes.
+    pub parameter: &'p [u8],
+}
+
+impl<'p> Launch<'p> {
+    /// One CTA of one warp, no cluster, no dynamic shared memory: what a kernel's launch starts from.
+    pub fn new(parameter: &'p [u8]) -> Self {
+        Launch {
+            grid: [1; 3],
+            block: [32, 1, 1],
+            cluster: [1; 3],
+            shared_bytes: 0,
+            programmatic: false,
+            parameter,
+        }
+    }
+}
+
+/// What a device must offer.
+///
+/// Handles and addresses that a caller passes must come from the same driver and still exist; the wrappers in this module see to it. Every
+/// method may be called from any thread.
+///
+/// # Errors
+/// Every method returns [`Error::Device`] with what the device's own driver says of the failure, and [`Error::Capacity`] where memory is
+/// short.
+pub trait Driver: Send + Sync {
+    /// What the device is.
+    fn properties(&self) -> &Properties;
+
+    /// Loads the kernels of a file.
+    fn load(&self, family: &Family) -> Result<Handle>;
+    /// An entry of a loaded module, ready for any launch: its limit on dynamic shared memory is the device's.
+    fn function(&self, module: Handle, entry: &'static str) -> Result<Handle>;
+    /// CTAs of a function that one multiprocessor holds at a time.
+    fn resident(&self, function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>;
+
+    /// Allocates device memory, aligned to 256 bytes. What it holds is undefined until it is written.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// Gives an allocation back once all work that was enqueued before is done.
+    fn free(&self, address: u64);
+
+    /// Copies from the host, in the stream's order. `data` has been read when it returns. Refused during a capture: a graph would read
+    /// the same memory again each time.
+    fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()>;
+    /// Copies to the host when the stream has come to it; waits for that.
+    fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()>;
+    /// Copies within the device, between ranges that do not overlap.
+    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>;
+    /// Sets every byte of a range.
+    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()>;
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// The parameter must be what the entry expects, and its addresses and sizes must lie in live allocations: the checks of
+    /// `src/kernels` see to it.
+    unsafe fn launch(&self, stream: Handle, function: Handle, launch: &Launch) -> Result<()>;
+
+    /// A stream of its own.
+    fn stream(&self) -> Result<Handle>;
+    /// Gives a stream back.
+    fn drop_stream(&self, stream: Handle);
+    /// Waits for everything on a stream.
+    fn synchronize(&self, stream: Handle) -> Result<()>;
+
+    /// A point in a stream's work, with its time.
+    fn event(&self) -> Result<Handle>;
+    /// Gives an event back.
+    fn drop_event(&self, event: Handle);
+    /// Sets the event at the end of what the stream has been given.
+    fn record(&self, event: Handle, stream: Handle) -> Result<()>;
+    /// Lets a stream go on only when an event has come.
+    fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
+    /// Lets the host go on only when an event has come.
+    fn synchronize_event(&self, event: Handle) -> Result<()>;
+    /// Milliseconds from one recorded event to another. On the simulator, of the host's clock.
+    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32>;
+
+    /// From here on, what is enqueued on a stream is recorded and not run.
+    fn begin_capture(&self, stream: Handle) -> Result<()>;
+    /// Ends the recording and makes it a graph that can be run.
+    fn end_capture(&self, stream: Handle) -> Result<Handle>;
+    /// Gives a graph back.
+    fn drop_graph(&self, graph: Handle);
+    /// Runs a graph.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`], for everything in the graph: what its launches address must still be there.
+    unsafe fn launch_graph(&self, stream: Handle, graph: Handle) -> Result<()>;
+}
+
+/// Opens a device by the name that `--device` takes: `sim`, or `cuda` or `cuda:N` for the N-th GPU.
+///
+/// # Errors
+/// [`Error::Argument`] for another name, [`Error::Device`] where there is no such GPU, no driver, or one that is too old.
+pub fn open(name: &str) -> Result<Arc<dyn Driver>> {
+    if name == "sim" {
+        return Ok(Arc::new(Simulator::new(Policy::default())));
+    }
+    let ordinal = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+        None => None,
+    };
+    match ordinal {
+        Some(ordinal) => Ok(Arc::new(Cuda::new(ordinal)?)),
+        None => Err(Error::argument(
+            "--device",
+            format!("'{}' is none of auto, cpu, sim, cuda, cuda:N", crate::error::printable(name)),
+        )),
+    }
+}
+
+/// Device memory; given back when it is dropped.
+pub struct Buffer {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Allocates `bytes`, aligned to 256. What they hold is undefined until they are written.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if the device has no room, [`Error::Device`].
+    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        // An empty buffer has an address, too: kernels are given none that points nowhere.
+        let address = driver.allocate(bytes.max(1))?;
+        Ok(Buffer { driver: driver.clone(), address, bytes })
+    }
+
+    /// A buffer that holds `data`.
+    ///
+    /// # Errors
+    /// As [`Buffer::new`].
+    pub fn from_slice<T: bytemuck::NoUninit>(stream: &Stream, data: &[T]) -> Result<Self> {
+        let mut buffer = Buffer::new(&stream.driver, size_of_val(data))?;
+        stream.upload(&mut buffer.view_mut(), data)?;
+        Ok(buffer)
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All of it, to read.
+    pub fn view(&self) -> View<'_> {
+        View { address: self.address, bytes: self.bytes, buffer: PhantomData }
+    }
+
+    /// All of it, to write, beside views to read: for memory that kernels pass on to each other.
+    pub fn view_to_share(&self) -> ViewMut<'_> {
+        ViewMut { address: self.address, bytes: self.bytes, buffer: PhantomData }
+    }
+
+    /// All of it, to write.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        ViewMut { address: self.address, bytes: self.bytes, buffer: PhantomData }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.driver.free(self.address);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({:#x}, {} bytes)", self.address, self.bytes)
+    }
+}
+
+/// A range of device memory that a kernel reads.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'b> {
+    address: u64,
+    bytes: usize,
+    buffer: PhantomData<&'b Buffer>,
+}
+
+/// A range of device memory that a kernel writes.
+#[derive(Debug)]
+pub struct ViewMut<'b> {
+    address: u64,
+    bytes: usize,
+    buffer: PhantomData<&'b mut Buffer>,
+}
+
+impl<'b> View<'b> {
+    /// A range that was not allocated here, as a CUdeviceptr and its size.
+    ///
+    /// # Safety
+    /// The range must stay allocated on the device for as long as work that uses it may run.
+    pub unsafe fn from_raw(address: u64, bytes: usize) -> Self {
+        View { address, bytes, buffer: PhantomData }
+    }
+
+    /// A part of it, in bytes.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        View { address: self.address + range.start as u64, bytes: range.len(), buffer: PhantomData }
+    }
+
+    /// Device address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl<'b> ViewMut<'b> {
+    /// A range that was not allocated here, as a CUdeviceptr and its size.
+    ///
+    /// # Safety
+    /// The range must stay allocated on the device for as long as work that uses it may run, and nothing else may use it at that time.
+    pub unsafe fn from_raw(address: u64, bytes: usize) -> Self {
+        ViewMut { address, bytes, buffer: PhantomData }
+    }
+
+    /// A part of it, in bytes.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    pub fn slice(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        ViewMut { address: self.address + range.start as u64, bytes: range.len(), buffer: PhantomData }
+    }
+
+    /// A part of it, in bytes, for as long as all of it.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    pub fn part(self, range: Range<usize>) -> ViewMut<'b> {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        ViewMut { address: self.address + range.start as u64, bytes: range.len(), buffer: PhantomData }
+    }
+
+    /// Two parts of it, in bytes.
+    ///
+    /// # Panics
+    /// If the ranges do not lie within it, or overlap.
+    pub fn parts(self, first: Range<usize>, second: Range<usize>) -> (ViewMut<'b>, ViewMut<'b>) {
+        assert!(first.end <= second.start || second.end <= first.start, "{first:?} and {second:?} overlap");
+        let all = |range| self.copied().part(range);
+        (all(first), all(second))
+    }
+
+    /// The caller sees to it that no byte is written through both.
+    fn copied(&self) -> ViewMut<'b> {
+        ViewMut { address: self.address, bytes: self.bytes, buffer: PhantomData }
+    }
+
+    /// The same range, to read.
+    pub fn view(&self) -> View<'_> {
+        View { address: self.address, bytes: self.bytes, buffer: PhantomData }
+    }
+
+    /// Device address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Work that happens in order.
+pub struct Stream {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Stream {
+    /// A stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn new(driver: &Arc<dyn Driver>) -> Result<Self> {
+        Ok(Stream { handle: driver.stream()?, driver: driver.clone() })
+    }
+
+    /// The driver whose stream it is.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// Copies from the host. `data` has been read when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
+    pub fn upload<T: bytemuck::NoUninit>(&self, to: &mut ViewMut, data: &[T]) -> Result<()> {
+        same_size(to.bytes, size_of_val(data))?;
+        self.driver.upload(self.handle, to.address, bytemuck::cast_slice(data))
+    }
+
+    /// Copies to the host, and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
+    pub fn download<T: bytemuck::Pod>(&self, from: View, data: &mut [T]) -> Result<()> {
+        same_size(from.bytes, size_of_val(data))?;
+        self.driver.download(self.handle, from.address, bytemuck::cast_slice_mut(data))
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
+    pub fn copy(&self, from: View, to: &mut ViewMut) -> Result<()> {
+        same_size(to.bytes, from.bytes)?;
+        self.driver.copy(self.handle, from.address, to.address, from.bytes)
+    }
+
+    /// Copies a part of a range to another place in it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if they overlap or do not lie within it, [`Error::Device`].
+    pub fn copy_within(&self, memory: &mut ViewMut, from: Range<usize>, to: usize) -> Result<()> {
+        let (bytes, all) = (from.len(), memory.bytes);
+        let inside = from.end <= all && to.checked_add(bytes).is_some_and(|end| end <= all);
+        if !inside || (to < from.end && from.start < to + bytes) {
+            return Err(Error::argument("copy", format!("{from:?} to {to} within {all} bytes")));
+        }
+        self.driver.copy(self.handle, memory.address + from.start as u64, memory.address + to as u64, bytes)
+    }
+
+    /// Sets every byte of a range.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn fill(&self, to: &mut ViewMut, byte: u8) -> Result<()> {
+        self.driver.fill(self.handle, to.address, byte, to.bytes)
+    }
+
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) unsafe fn launch(&self, function: Handle, launch: &Launch) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.launch(self.handle, function, launch) }
+    }
+
+    /// Waits for everything on the stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for what went wrong in earlier launches.
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize(self.handle)
+    }
+
+    /// Lets the stream go on only when `event` has come.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.driver.wait(self.handle, event.handle)
+    }
+
+    /// Records what `work` enqueues on this stream, without running it.
+    ///
+    /// # Errors
+    /// What `work` returns, and [`Error::Device`] for what cannot be recorded, such as a download.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.driver.begin_capture(self.handle)?;
+        let done = work();
+        let graph = self.driver.end_capture(self.handle);
+        let graph = graph.map(|handle| Graph { driver: self.driver.clone(), handle });
+        done.and(graph)
+    }
+
+    /// Runs a graph.
+    ///
+    /// # Safety
+    /// Everything that the graph's launches address must still be there.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub unsafe fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.launch_graph(self.handle, graph.handle) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.driver.drop_stream(self.handle);
+    }
+}
+
+/// A point in a stream's work.
+pub struct Event {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Event {
+    /// An event that has not been recorded.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn new(driver: &Arc<dyn Driver>) -> Result<Self> {
+        Ok(Event { handle: driver.event()?, driver: driver.clone() })
+    }
+
+    /// Sets it at the end of what the stream has been given.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        self.driver.record(self.handle, stream.handle)
+    }
+
+    /// Waits until it has come.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize_event(self.handle)
+    }
+
+    /// Milliseconds since an earlier event.
+    ///
+    /// # Errors
+    /// [`Error::Device`] unless both have been recorded and have come.
+    pub fn elapsed_ms(&self, since: &Event) -> Result<f32> {
+        self.driver.elapsed_ms(since.handle, self.handle)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.driver.drop_event(self.handle);
+    }
+}
+
+/// Recorded work that runs at one call.
+pub struct Graph {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.driver.drop_graph(self.handle);
+    }
+}
+
+fn same_size(to: usize, from: usize) -> Result<()> {
+    if to == from {
+        return Ok(());
+    }
+    Err(Error::argument("copy", format!("{from} bytes into {to}; the sizes must be equal")))
+}

@@ -1,0 +1,436 @@
+//! The simulator as a device: the kernels' PTX, executed and checked on the CPU.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Loaded, Module, Schedule};
+
+use super::{Driver, Family, Handle, Launch, Properties};
+use crate::error::{Error, Result};
+
+/// How launches are simulated. The default is one of the orders that a GPU might choose; tests try others.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// When asynchronous copies arrive.
+    pub delivery: Delivery,
+    /// Which warp runs next.
+    pub schedule: Schedule,
+    /// Whether to look for races, unwritten values, missing waits and partial masks. Bounds, alignment and deadlocks are
+    /// always checked.
+    pub checked: bool,
+    /// The GPU whose sizes the device has.
+    pub gpu: Gpu,
+    /// Most device memory in bytes, taken from the host as it is allocated.
+    pub memory_bytes: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            delivery: Delivery::Lazy,
+            schedule: Schedule::InOrder,
+            checked: true,
+            gpu: Gpu::H100,
+            memory_bytes: 16 << 30,
+        }
+    }
+}
+
+/// What one launch did.
+#[derive(Clone, Debug)]
+pub struct LaunchReport {
+    /// The entry launched.
+    pub entry: &'static str,
+    /// Exact counts.
+    pub counters: Counters,
+}
+
+/// How often an entry was launched in one geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// The entry.
+    pub entry: &'static str,
+    /// CTAs along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a CTA along x, y, z.
+    pub block: [u32; 3],
+    /// Launches.
+    pub count: u64,
+}
+
+/// A device that is simulated. Streams run one after the other, each launch to its end when it is enqueued.
+pub struct Simulator {
+    policy: Policy,
+    properties: Properties,
+    state: Mutex<State>,
+    launches: AtomicU64,
+    instructions: AtomicU64,
+}
+
+struct State {
+    device: Device,
+    next_handle: u64,
+    modules: HashMap<Handle, Loaded>,
+    functions: HashMap<Handle, (Handle, &'static str)>,
+    events: HashMap<Handle, Option<Instant>>,
+    /// What streams in capture have recorded.
+    captures: HashMap<Handle, Vec<Command>>,
+    graphs: HashMap<Handle, Vec<Command>>,
+    /// Launches by entry, grid and block.
+    launched: HashMap<(&'static str, [u32; 3], [u32; 3]), u64>,
+    /// Some while reports are asked for.
+    reports: Option<Vec<LaunchReport>>,
+}
+
+/// What a stream can be given.
+#[derive(Clone)]
+enum Command {
+    Copy { from: u64, to: u64, bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
+    Launch { module: Handle, entry: &'static str, launch: ptxsim::Launch },
+    Record { event: Handle },
+}
+
+impl Simulator {
+    /// A device without memory in use.
+    pub fn new(policy: Policy) -> Self {
+        let gpu = &policy.gpu;
+        let properties = Properties {
+            name: format!("simulated {}", gpu.name),
+            capability: (8, 0),
+            multiprocessors: gpu.sm_count,
+            shared_bytes: gpu.shared_bytes as u32,
+            memory_bytes: policy.memory_bytes,
+            l2_bytes: 0,
+        };
+        let state = State {
+            device: Device::with_memory(policy.gpu.clone(), policy.memory_bytes),
+            next_handle: 1,
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            events: HashMap::new(),
+            captures: HashMap::new(),
+            graphs: HashMap::new(),
+            launched: HashMap::new(),
+            reports: None,
+        };
+        Simulator {
+            policy,
+            properties,
+            state: Mutex::new(state),
+            launches: AtomicU64::new(0),
+            instructions: AtomicU64::new(0),
+        }
+    }
+
+    /// Launches so far.
+    pub fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Warp instructions executed so far.
+    pub fn instructions(&self) -> u64 {
+        self.instructions.load(Ordering::Relaxed)
+    }
+
+    /// What has been launched so far, in no order.
+    pub fn launched(&self) -> Vec<Launched> {
+        let state = self.state();
+        let launched = |((entry, grid, block), count): (&(&'static str, _, _), &u64)| Launched {
+            entry,
+            grid: *grid,
+            block: *block,
+            count: *count,
+        };
+        state.launched.iter().map(launched).collect()
+    }
+
+    /// Runs `work` and returns what it launched, in order.
+    ///
+    /// # Errors
+    /// What `work` returns.
+    pub fn reports(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<LaunchReport>> {
+        let before = self.state().reports.replace(vec![]);
+        let done = work();
+        let reports = std::mem::replace(&mut self.state().reports, before);
+        done.map(|()| reports.unwrap_or_default())
+    }
+
+    /// Makes a range of memory unwritten again: NaN in every type, and a finding if a launch reads it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the range does not lie in one allocation.
+    pub fn poison(&self, range: &mut super::ViewMut) -> Result<()> {
+        self.state().device.poison(range.address(), range.bytes()).map_err(refused)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Runs a command, or records it if the stream is in capture.
+    fn enqueue(&self, stream: Handle, command: Command) -> Result<()> {
+        let mut state = self.state();
+        if let Some(recorded) = state.captures.get_mut(&stream) {
+            recorded.push(command);
+            return Ok(());
+        }
+        self.execute(&mut state, &command)
+    }
+
+    fn execute(&self, state: &mut State, command: &Command) -> Result<()> {
+        match command {
+            Command::Copy { from, to, bytes } => {
+                let data = state.device.read(*from, *bytes).map_err(refused)?;
+                state.device.write(*to, &data).map_err(refused)
+            }
+            Command::Fill { to, byte, bytes } => {
+                state.device.write(*to, &vec![*byte; *bytes]).map_err(refused)
+            }
+            Command::Launch { module, entry, launch } => self.execute_launch(state, *module, entry, launch),
+            Command::Record { event } => {
+                state.events.insert(*event, Some(Instant::now()));
+                Ok(())
+            }
+        }
+    }
+
+    fn execute_launch(
+        &self,
+        state: &mut State,
+        module: Handle,
+        entry: &'static str,
+        launch: &ptxsim::Launch,
+    ) -> Result<()> {
+        let loaded = state.modules.get(&module).ok_or_else(|| unknown("module"))?;
+        let report = state
+            .device
+            .launch(loaded, entry, launch)
+            .map_err(|e| Error::device("sim", format!("launching {entry}: {e}")))?;
+        *state.launched.entry((entry, launch.grid, launch.block)).or_default() += 1;
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        self.instructions.fetch_add(report.counters.instructions, Ordering::Relaxed);
+        if !report.findings.is_empty() {
+            return Err(Error::device("sim", describe(entry, loaded, &report.findings)));
+        }
+        if let Some(reports) = &mut state.reports {
+            reports.push(LaunchReport { entry, counters: report.counters });
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn handle(&mut self) -> Handle {
+        self.next_handle += 1;
+        Handle(self.next_handle)
+    }
+}
+
+impl Driver for Simulator {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn load(&self, family: &Family) -> Result<Handle> {
+        let other = other_ptx(family.name)?;
+        let module = Module::parse(other.as_deref().unwrap_or(family.ptx))
+            .map_err(|e| Error::device("sim", format!("PTX of {}: {e}", family.name)))?;
+        let mut state = self.state();
+        let loaded = state.device.load(module).map_err(refused)?;
+        let handle = state.handle();
+        state.modules.insert(handle, loaded);
+        Ok(handle)
+    }
+
+    fn function(&self, module: Handle, entry: &'static str) -> Result<Handle> {
+        let mut state = self.state();
+        let loaded = state.modules.get(&module).ok_or_else(|| unknown("module"))?;
+        loaded.parameters(entry).map_err(|e| Error::device("sim", format!("{entry}: {e}")))?;
+        let handle = state.handle();
+        state.functions.insert(handle, (module, entry));
+        Ok(handle)
+    }
+
+    fn resident(&self, _function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
+        Ok(self.policy.gpu.resident(threads, u64::from(shared_bytes)) as u32 / self.policy.gpu.sm_count)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.state().device.allocate(bytes as u64).map_err(|e| Error::Capacity {
+            what: "a buffer on the simulated device".into(),
+            needed: format!("{bytes} bytes"),
+            available: e.to_string(),
+        })
+    }
+
+    fn free(&self, address: u64) {
+        // Launches have ended when they return, so nothing uses it.
+        let _ = self.state().device.free(address);
+    }
+
+    fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        if state.captures.contains_key(&stream) {
+            return Err(Error::device("sim", "an upload cannot be captured: do it before or after"));
+        }
+        state.device.write(to, data).map_err(refused)
+    }
+
+    fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
+        let mut state = self.state();
+        if state.captures.contains_key(&stream) {
+            return Err(Error::device("sim", "a download waits for its stream and cannot be captured"));
+        }
+        data.copy_from_slice(&state.device.read(from, data.len()).map_err(refused)?);
+        Ok(())
+    }
+
+    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.enqueue(stream, Command::Copy { from, to, bytes })
+    }
+
+    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.enqueue(stream, Command::Fill { to, byte, bytes })
+    }
+
+    unsafe fn launch(&self, stream: Handle, function: Handle, launch: &Launch) -> Result<()> {
+        let (module, entry) = *self.state().functions.get(&function).ok_or_else(|| unknown("function"))?;
+        let launch = ptxsim::Launch {
+            grid: launch.grid,
+            block: launch.block,
+            cluster: launch.cluster,
+            shared_bytes: launch.shared_bytes,
+            arguments: vec![Argument(launch.parameter.to_vec())],
+            programmatic: launch.programmatic,
+            checked: self.policy.checked,
+            delivery: self.policy.delivery,
+            schedule: self.policy.schedule,
+            ..Default::default()
+        };
+        self.enqueue(stream, Command::Launch { module, entry, launch })
+    }
+
+    fn stream(&self) -> Result<Handle> {
+        Ok(self.state().handle())
+    }
+
+    fn drop_stream(&self, stream: Handle) {
+        self.state().captures.remove(&stream);
+    }
+
+    fn synchronize(&self, stream: Handle) -> Result<()> {
+        let mut state = self.state();
+        if state.captures.contains_key(&stream) {
+            return Err(Error::device("sim", "a stream that is being captured cannot be waited for"));
+        }
+        state.device.synchronise();
+        Ok(())
+    }
+
+    fn event(&self) -> Result<Handle> {
+        let mut state = self.state();
+        let handle = state.handle();
+        state.events.insert(handle, None);
+        Ok(handle)
+    }
+
+    fn drop_event(&self, event: Handle) {
+        self.state().events.remove(&event);
+    }
+
+    fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+        self.enqueue(stream, Command::Record { event })
+    }
+
+    fn wait(&self, _stream: Handle, event: Handle) -> Result<()> {
+        // Whatever was enqueued before has run.
+        self.state().events.get(&event).map(|_| ()).ok_or_else(|| unknown("event"))
+    }
+
+    fn synchronize_event(&self, event: Handle) -> Result<()> {
+        self.wait(Handle(0), event)
+    }
+
+    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32> {
+        let state = self.state();
+        let time = |event: &Handle| {
+            let time = state.events.get(event).ok_or_else(|| unknown("event"))?;
+            time.ok_or_else(|| Error::device("sim", "the event has not been recorded"))
+        };
+        Ok(time(&to)?.saturating_duration_since(time(&from)?).as_secs_f32() * 1e3)
+    }
+
+    fn begin_capture(&self, stream: Handle) -> Result<()> {
+        let mut state = self.state();
+        if state.captures.contains_key(&stream) {
+            return Err(Error::device("sim", "the stream is being captured already"));
+        }
+        state.captures.insert(stream, vec![]);
+        Ok(())
+    }
+
+    fn end_capture(&self, stream: Handle) -> Result<Handle> {
+        let mut state = self.state();
+        let recorded = state
+            .captures
+            .remove(&stream)
+            .ok_or_else(|| Error::device("sim", "the stream is not being captured"))?;
+        let handle = state.handle();
+        state.graphs.insert(handle, recorded);
+        Ok(handle)
+    }
+
+    fn drop_graph(&self, graph: Handle) {
+        self.state().graphs.remove(&graph);
+    }
+
+    unsafe fn launch_graph(&self, stream: Handle, graph: Handle) -> Result<()> {
+        let mut state = self.state();
+        let commands = state.graphs.get(&graph).ok_or_else(|| unknown("graph"))?.clone();
+        if let Some(recorded) = state.captures.get_mut(&stream) {
+            recorded.extend(commands);
+            return Ok(());
+        }
+        commands.iter().try_for_each(|command| self.execute(&mut state, command))
+    }
+}
+
+/// The PTX of a family in the folder that WARPLOOM_PTX names, if there is one: kernels can be tried without building this crate again.
+fn other_ptx(family: &str) -> Result<Option<String>> {
+    let Some(folder) = std::env::var_os("WARPLOOM_PTX") else { return Ok(None) };
+    let path = std::path::Path::new(&folder).join(family).with_extension("ptx");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+/// Findings with the source lines that they name.
+fn describe(entry: &str, loaded: &Loaded, findings: &[Finding]) -> String {
+    const SHOWN: usize = 4;
+    let _ = loaded;
+    let mut text = format!("{entry} is wrong:");
+    for finding in findings.iter().take(SHOWN) {
+        text += &format!("\n  {} at line {}: {}", finding.kind.name(), finding.line, finding.message);
+    }
+    if findings.len() > SHOWN {
+        text += &format!("\n  and {} findings more", findings.len() - SHOWN);
+    }
+    text
+}
+
+fn refused(e: ptxsim::Error) -> Error {
+    Error::device("sim", e.to_string())
+}
+
+fn unknown(what: &str) -> Error {
+    Error::device("sim", format!("a {what} that is not this device's"))
+}

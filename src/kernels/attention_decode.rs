@@ -1,0 +1,355 @@
+//! Attention of few query rows over paged keys and values: `cuda/kernels/attention_decode.cu`.
+
+use std::sync::Arc;
+
+use super::{
+    Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut, pages,
+    params::{
+        WL_ATTENTION_COMBINE_WARPS, WL_ATTENTION_DECODE_MAX_ROWS, WL_ATTENTION_MAX_KEYS,
+        WL_ATTENTION_SEGMENT_KEYS, WL_ATTENTION_SPLIT_KEYS, WL_BLOCK, WL_BLOCKWISE, WL_CAUSAL, WL_CHUNK,
+        WL_FULL, WL_OVERLAP, WL_VERSION, WL_WINDOW, WlAttentionDecode, WlMask,
+    },
+};
+use crate::{
+    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    error::Result,
+    mask::{Mask, Pattern},
+};
+
+/// Packed rows (query rows × query heads of a kv head) of a warp.
+const WARP_ROWS: usize = 16;
+/// Keys of a step of the pipeline.
+const TILE: usize = 16;
+const SPLIT: usize = WL_ATTENTION_SPLIT_KEYS as usize;
+const SEGMENT: usize = WL_ATTENTION_SEGMENT_KEYS as usize;
+
+/// out = softmax(scale · q kᵀ) v over the keys that each row sees, for 1 to 64 rows per sequence: plain decoding and the verification
+/// of drafts. FlashAttention, arXiv 2205.14135; split over keys as Flash-Decoding.
+///
+/// A row's bits depend on what it sees alone: not on the rows beside it, its slot, the pages, `max_keys`, or how the keys are divided
+/// among CTAs. (With a tree, accepted keys lie in other slots than in plain decoding: results are right, bits may differ.)
+///
+/// What the device memory must hold, and what becomes of rows where it does not, is told at
+/// [`WlAttentionDecode`](super::params::WlAttentionDecode).
+#[derive(Clone, Debug)]
+pub struct AttentionDecode {
+    /// How keys are divided among CTAs. Any way gives the same bits.
+    pub parts: AttentionParts,
+    functions: Half<Functions>,
+    multiprocessors: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Functions {
+    /// Of head_dim to 64, 128, 256: by splits, by segments.
+    attend: [[Handle; 2]; 3],
+    combine: Handle,
+}
+
+/// How keys are divided among CTAs. The results are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionParts {
+    /// Segments where they give every multiprocessor work, else splits.
+    #[default]
+    Auto,
+    /// A CTA for each 128 keys.
+    Splits,
+    /// A CTA for each 2048 keys.
+    Segments,
+}
+
+/// What [`AttentionDecode::launch`] takes.
+#[derive(Debug)]
+pub struct AttentionDecodeArgs<'b> {
+    /// Type of q, k, v and out: bf16 or f16.
+    pub dtype: Dtype,
+    /// Rows of all sequences together.
+    pub tokens: usize,
+    /// Number of sequences, to 65535.
+    pub sequences: usize,
+    /// Query heads, a multiple of the layout's kv_heads.
+    pub heads: usize,
+    /// `[tokens, heads, head_dim]`, rows of a multiple of 8 elements: of a fused qkv, say.
+    pub q: Rows<'b>,
+    /// `[tokens, heads, head_dim]`, rows of a multiple of 8 elements. A row that sees nothing becomes 0.
+    pub out: RowsMut<'b>,
+    /// f32 `[heads, tokens]`: ln Σ exp(score) of each row, the sink's included; −∞ for a row that sees nothing.
+    pub lse: Option<ViewMut<'b>>,
+    /// Shape of k and of v. head_dim is a multiple of 8 up to 256: 64, 128 and 256 are whole tiles, others are computed as the next of
+    /// these, with zeros that are not read. Strides are multiples of 8.
+    pub layout: PageLayout,
+    /// Keys of all pages.
+    pub k: View<'b>,
+    /// Values of all pages.
+    pub v: View<'b>,
+    /// The pages of each sequence.
+    pub table: PageTable<'b>,
+    /// i32 `[sequences]`: each sequence's row of `table`. None: its own number.
+    pub slots: Option<View<'b>>,
+    /// i32 `[sequences]`: keys of each sequence, those of its rows included.
+    pub lengths: View<'b>,
+    /// i32 `[sequences + 1]`: the rows of sequence s are `offsets[s]..offsets[s + 1]`.
+    pub offsets: View<'b>,
+    /// i32 `[tokens]`: absolute position of each row; negative for one that is dead. None: a sequence's last row has its last key.
+    pub positions: Option<View<'b>>,
+    /// Most rows of a sequence, 1 to 64.
+    pub max_rows: usize,
+    /// Most keys of a sequence. The device has the true numbers; this one bounds them.
+    pub max_keys: usize,
+    /// What rows see.
+    pub mask: Mask,
+    /// i32 `[tokens]`: first position of each row's document, before which it sees nothing.
+    pub documents: Option<View<'b>>,
+    /// u64 `[tokens]`: bit j permits key length − 64 + j, on top of the mask. Keys before the last 64 need no bit.
+    pub tree: Option<View<'b>>,
+    /// Factor of q · k, commonly 1/√head_dim.
+    pub scale: f32,
+    /// Scores become softcap · tanh(score / softcap); 0 leaves them.
+    pub softcap: f32,
+    /// f32 `[heads]`: logits that join the softmax without a value.
+    pub sinks: Option<View<'b>>,
+}
+
+/// How a launch is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Of head_dim: to 64, 128, 256.
+    class: usize,
+    part_keys: usize,
+    /// Parts that all keys make.
+    parts: usize,
+    /// Parts that a row sees, unless its sequence's rows lie far apart: CTAs along the keys.
+    seen: usize,
+    /// Warps that share tiles.
+    row_warps: usize,
+    /// Blocks of packed rows.
+    blocks: usize,
+}
+
+impl Plan {
+    /// Of shapes that have been checked.
+    fn of(args: &AttentionDecodeArgs, parts: AttentionParts, multiprocessors: usize) -> Plan {
+        let &AttentionDecodeArgs { sequences, heads, max_rows, max_keys, ref mask, .. } = args;
+        let PageLayout { kv_heads, head_dim, .. } = args.layout;
+        let class = usize::from(head_dim > 64) + usize::from(head_dim > 128);
+        let packed = max_rows * (heads / kv_heads);
+        let row_warps = packed.div_ceil(WARP_ROWS).next_power_of_two().min([4, 4, 2][class]);
+        let blocks = packed.div_ceil(WARP_ROWS * row_warps);
+        let seen = |keys: usize| {
+            let all = max_keys.div_ceil(keys);
+            // An interval is in one part more than its length fills.
+            let interval = |span: usize| span.saturating_add(max_rows).div_ceil(keys).saturating_add(1);
+            let seen = mask.span().map(|span| interval(span).saturating_add(mask.prefix.div_ceil(keys)));
+            seen.unwrap_or(all).min(all)
+        };
+        let segments = sequences * kv_heads * blocks * seen(SEGMENT);
+        let part_keys = match parts {
+            AttentionParts::Splits => SPLIT,
+            AttentionParts::Segments => SEGMENT,
+            AttentionParts::Auto if max_keys > SPLIT && segments >= multiprocessors => SEGMENT,
+            AttentionParts::Auto => SPLIT,
+        };
+        let parts = max_keys.div_ceil(part_keys);
+        Plan { class, part_keys, parts, seen: seen(part_keys), row_warps, blocks }
+    }
+
+    /// Columns of warps that take splits in turn.
+    fn columns(&self) -> usize {
+        if self.part_keys == SPLIT { 1 } else { 2 }
+    }
+
+    /// Shared memory of a CTA, as the kernel's header divides it: the ring of tiles, what is merged, and at 256 the query.
+    fn shared_bytes(&self) -> usize {
+        let d = 64 << self.class;
+        let tile = TILE * d * 2;
+        let folded = self.row_warps * WARP_ROWS * (d + 8) * size_of::<f32>();
+        if d == 256 { 4 * tile + folded + self.row_warps * tile } else { 16 * tile + folded }
+    }
+
+    /// Bytes of the parts' elements, a multiple of 32, and of their sums; none where one part is everything.
+    fn scratch(&self, args: &AttentionDecodeArgs) -> Option<(usize, usize)> {
+        if self.parts == 1 {
+            return Some((0, 0));
+        }
+        let parts = args.tokens.checked_mul(args.heads)?.checked_mul(self.parts)?;
+        let (elements, sums) = (parts.checked_mul(args.layout.head_dim * 4)?, parts.checked_mul(8)?);
+        elements.checked_add(sums).filter(|all| i64::try_from(*all).is_ok())?;
+        Some((elements, sums))
+    }
+}
+
+/// Refuses sizes that no launch can have.
+fn check(args: &AttentionDecodeArgs) -> Result<()> {
+    let count = |name, value, bounds| Check::of(name).count(value, bounds);
+    let PageLayout { kv_heads, head_dim, .. } = args.layout;
+    count("tokens", args.tokens, 0..=1 << 28)?;
+    count("sequences", args.sequences, 0..=65535)?;
+    count("max_rows", args.max_rows, 1..=WL_ATTENTION_DECODE_MAX_ROWS as usize)?;
+    count("max_keys", args.max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
+    count("heads", args.heads, 1..=1 << 12)?;
+    count("kv_heads", kv_heads, 1..=1 << 12)?;
+    count("head_dim", head_dim, 8..=256)?;
+    let strides = [
+        ("head_dim", head_dim, true),
+        ("q stride", args.q.stride, args.tokens > 1),
+        ("out stride", args.out.stride, args.tokens > 1),
+        ("page_stride", args.layout.page_stride, args.layout.pages > 1),
+        ("head_stride", args.layout.head_stride, kv_heads > 1),
+        ("slot_stride", args.layout.slot_stride, true),
+    ];
+    for (name, stride, used) in strides {
+        if used && !stride.is_multiple_of(8) {
+            return Check::of(name).refuse(format!("{stride}; supported are multiples of 8"));
+        }
+    }
+    if !args.heads.is_multiple_of(kv_heads) {
+        let reason = format!("{}; supported are multiples of kv_heads, {kv_heads}", args.heads);
+        return Check::of("heads").refuse(reason);
+    }
+    if args.mask.span() == Some(0) {
+        return Check::of("mask").refuse(format!("{}; supported are 1 key and more", args.mask));
+    }
+    if !args.scale.is_finite() {
+        return Check::of("scale").refuse(format!("{}; supported are finite numbers", args.scale));
+    }
+    if !(args.softcap >= 0.0 && args.softcap.is_finite()) {
+        return Check::of("softcap").refuse(format!("{}; supported are finite numbers from 0", args.softcap));
+    }
+    Ok(())
+}
+
+impl AttentionDecode {
+    /// Loads the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
+        let module = Module::load(driver, "attention_decode")?;
+        let functions = Half::load(|t| {
+            let of = |what: &str| module.function(&format!("wl_attention_decode_{t}_{what}"));
+            Ok(Functions {
+                attend: [
+                    [of("64_split")?, of("64_segment")?],
+                    [of("128_split")?, of("128_segment")?],
+                    [of("256_split")?, of("256_segment")?],
+                ],
+                combine: of("combine")?,
+            })
+        })?;
+        let multiprocessors = driver.properties().multiprocessors as usize;
+        Ok(AttentionDecode { parts: AttentionParts::Auto, functions, multiprocessors })
+    }
+
+    /// Bytes of scratch that a launch needs; 0 for sizes that a launch refuses. With more keys, sequences or rows it may need fewer.
+    pub fn scratch_bytes(&self, args: &AttentionDecodeArgs) -> usize {
+        let plan = |()| Plan::of(args, self.parts, self.multiprocessors);
+        let scratch = check(args).ok().map(plan).and_then(|plan| plan.scratch(args));
+        scratch.map_or(0, |(elements, sums)| elements + sums)
+    }
+
+    /// Enqueues the kernel, and the combine step where keys may be in several parts. `scratch` has
+    /// [`AttentionDecode::scratch_bytes`]; its contents do not matter.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch(&self, stream: &Stream, args: &AttentionDecodeArgs, scratch: ViewMut) -> Result<()> {
+        check(args)?;
+        let &AttentionDecodeArgs {
+            dtype, tokens, sequences, heads, max_rows, max_keys, layout, table, ..
+        } = args;
+        let PageLayout { kv_heads, head_dim, .. } = layout;
+        let functions = *self.functions.of(dtype)?;
+        let plan = Plan::of(args, self.parts, self.multiprocessors);
+        if plan.blocks * kv_heads > 65535 {
+            return Check::of("heads").refuse(format!("{heads} over {kv_heads}; too many for a grid"));
+        }
+        if args.slots.is_none() && table.sequences < sequences {
+            return Check::of("page table")
+                .refuse(format!("{} rows for {sequences} sequences", table.sequences));
+        }
+        let array = |name, view: Option<View>, count: usize, size| match view {
+            Some(view) => Check::of(name).view(view, count, size),
+            None => Ok(0),
+        };
+        let (k, v) = ((args.k.address(), args.k.bytes()), (args.v.address(), args.v.bytes()));
+        let mut p = WlAttentionDecode {
+            version: WL_VERSION,
+            type_: dtype.code(),
+            tokens: tokens as i32,
+            sequences: sequences as i32,
+            max_rows: max_rows as i32,
+            max_keys: max_keys as i32,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+            part_keys: plan.part_keys as i32,
+            scale: args.scale,
+            softcap: args.softcap,
+            slots: array("slots", args.slots, sequences, 4)?,
+            lengths: Check::of("lengths").view(args.lengths, sequences, 4)?,
+            offsets: Check::of("offsets").view(args.offsets, sequences + 1, 4)?,
+            positions: array("positions", args.positions, tokens, 4)?,
+            documents: array("documents", args.documents, tokens, 4)?,
+            tree: array("tree", args.tree, tokens, 8)?,
+            sinks: array("sinks", args.sinks, heads, 4)?,
+            mask: mask(&args.mask),
+            pages: pages::check(&layout, &table, dtype, k, v)?,
+            ..WlAttentionDecode::default()
+        };
+        p.table_rows = table.sequences as i32;
+        (p.q, p.q_stride) = Check::of("q").rows(&args.q, tokens, heads * head_dim, dtype.size())?;
+        (p.out, p.out_stride) =
+            Check::of("out").rows_mut(&args.out, tokens, heads * head_dim, dtype.size())?;
+        if let Some(lse) = &args.lse {
+            p.lse = Check::of("lse").view_mut(lse, heads * tokens, 4)?;
+        }
+        let Some((elements, sums)) = plan.scratch(args) else {
+            return Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space"));
+        };
+        if plan.parts > 1 {
+            p.parts = Check::of("scratch").view_mut(&scratch, elements + sums, 1)?;
+            p.sums = p.parts + elements as u64;
+        }
+        if tokens == 0 || sequences == 0 {
+            return Ok(());
+        }
+
+        let function = functions.attend[plan.class][plan.columns() - 1];
+        let launch = Launch {
+            grid: [plan.seen as u32, (plan.blocks * kv_heads) as u32, sequences as u32],
+            block: [(32 * plan.row_warps * plan.columns()) as u32, 1, 1],
+            shared_bytes: plan.shared_bytes() as u32,
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: the sizes above cover all rows, pages and parts; of what it reads as an index from memory, the kernel takes nothing
+        // that is out of range.
+        unsafe { stream.launch(function, &launch)? };
+        if plan.parts == 1 {
+            return Ok(());
+        }
+        let segments = (plan.seen * plan.part_keys).div_ceil(SEGMENT);
+        let launch = Launch {
+            grid: [(heads * head_dim.div_ceil(128)) as u32, max_rows as u32, sequences as u32],
+            block: [32 * segments.min(WL_ATTENTION_COMBINE_WARPS as usize) as u32, 1, 1],
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: as above.
+        unsafe { stream.launch(functions.combine, &launch) }
+    }
+}
+
+/// Numbers beyond [`WL_ATTENTION_MAX_KEYS`] mean what that one means.
+fn mask(mask: &Mask) -> WlMask {
+    let (pattern, keys) = match mask.pattern {
+        Pattern::Causal => (WL_CAUSAL, 0),
+        Pattern::Window { keys } => (WL_WINDOW, keys),
+        Pattern::Chunk { keys } => (WL_CHUNK, keys),
+        Pattern::Overlap { keys } => (WL_OVERLAP, keys),
+        Pattern::Blockwise { keys } => (WL_BLOCKWISE, keys),
+        Pattern::Block { keys } => (WL_BLOCK, keys),
+        Pattern::Full => (WL_FULL, 0),
+    };
+    let limit = |n: usize| n.min(WL_ATTENTION_MAX_KEYS as usize) as i32;
+    WlMask { pattern, keys: limit(keys), prefix: limit(mask.prefix), reserved: 0 }
+}

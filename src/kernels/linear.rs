@@ -1,0 +1,341 @@
+//! Products of few rows with streamed weights: `cuda/kernels/linear.cu`.
+
+use std::sync::Arc;
+
+use super::{
+    Check, Dtype, Half, Module, Rows, RowsMut,
+    params::{
+        WL_LINEAR_ADD, WL_LINEAR_FEATURES, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP, WL_LINEAR_SEGMENTS,
+        WL_LINEAR_STORE, WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_LINEAR_THREADS, WL_LINEAR_TICKETS,
+        WL_VERSION, WlLinear, WlProjection,
+    },
+};
+use crate::{
+    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    error::Result,
+};
+
+/// out ⟵ x · Wᵀ + bias for 1 to 64 decode rows, each weight read once; with the norm before it and what follows.
+///
+/// A row's bits depend on its own numbers and on the shapes of the weights, and on nothing else.
+pub struct Linear {
+    /// For up to 16, 32 and 64 rows, and for rows of weights or x that begin anywhere.
+    functions: Half<[Handle; 4]>,
+}
+
+/// What [`Linear::launch`] takes.
+#[derive(Debug)]
+pub struct LinearArgs<'b> {
+    /// Type of x, weights, biases, and of out except with [`LinearEpilogue::StoreF32`]: bf16 or f16.
+    pub dtype: Dtype,
+    /// Number of rows, up to 64.
+    pub rows: usize,
+    /// Features of a row of x.
+    pub inputs: usize,
+    /// `[rows, inputs]`.
+    pub x: Rows<'b>,
+    /// RMSNorm of x before the product.
+    pub norm: Option<LinearNorm<'b>>,
+    /// Up to three matrices, whose outputs lie side by side.
+    pub projections: [Option<LinearProjection<'b>>; 3],
+    /// What happens to the finished sums.
+    pub epilogue: LinearEpilogue,
+    /// `[rows, _]`: as wide as the projections' columns and features reach.
+    pub out: RowsMut<'b>,
+    /// f32 `[rows, ⌈features / 64⌉]`: sums of squares of the new residual, for the norm after it; with
+    /// [`LinearEpilogue::Add`] alone.
+    pub out_stats: Option<ViewMut<'b>>,
+}
+
+/// x ⟵ round(w · round(x / √(mean(x²) + ε))), with the same bits as [`RmsNorm`](super::RmsNorm).
+#[derive(Clone, Copy, Debug)]
+pub struct LinearNorm<'b> {
+    /// `[inputs]`.
+    pub weight: View<'b>,
+    /// ε.
+    pub eps: f32,
+    /// f32 `[rows, ⌈inputs / 64⌉]`: sums of squares of x, as the kernel that wrote x leaves them.
+    pub stats: View<'b>,
+}
+
+/// One matrix and where its outputs go.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearProjection<'b> {
+    /// `[features, inputs]`.
+    pub weight: Rows<'b>,
+    /// `[features]`.
+    pub bias: Option<View<'b>>,
+    /// Number of outputs.
+    pub features: usize,
+    /// Column of out at which they begin.
+    pub column: usize,
+}
+
+/// What happens to the finished sums y, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearEpilogue {
+    /// out = round(y).
+    Store,
+    /// out = y, in f32.
+    StoreF32,
+    /// out = round(out + y), of one projection at column 0.
+    Add,
+    /// out = round(silu(gate) · up), of two projections with equal features and column.
+    SwiGlu,
+}
+
+/// How a launch is cut: blocks of features, and segments of k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    blocks: usize,
+    segments: usize,
+    length: usize,
+}
+
+impl Cut {
+    /// A function of the weights' shapes alone, for the order of every sum follows from it.
+    ///
+    /// A segment costs rows · 1 KiB of partial sums, written and read, for 256 B · k of weights. So segments are
+    /// 1024 long and more, and as many as make 256 CTAs; matrices that are too small for 128 CTAs of those take
+    /// segments of 512.
+    fn of(blocks: usize, inputs: usize) -> Cut {
+        let blocks = blocks.max(1);
+        let most = WL_LINEAR_SEGMENTS as usize;
+        let mut segments = (256 / blocks).min(inputs / 1024).clamp(1, most);
+        if segments * blocks < 128 {
+            segments = 128usize.div_ceil(blocks).min(inputs / 512).clamp(segments, most);
+        }
+        let length = inputs.div_ceil(segments).next_multiple_of(WL_LINEAR_SEGMENT_STEP as usize);
+        // Rounded up, fewer of them may do.
+        Cut { blocks, segments: inputs.div_ceil(length).max(1), length }
+    }
+
+    fn scratch_bytes(self, rows: usize) -> usize {
+        if self.segments == 1 {
+            return 0;
+        }
+        4 * (WL_LINEAR_TICKETS as usize + self.blocks * self.segments * rows * WL_LINEAR_FEATURES as usize)
+    }
+}
+
+impl LinearArgs<'_> {
+    fn cut(&self) -> Cut {
+        let block = WL_LINEAR_FEATURES as usize;
+        let features = self.projections.iter().flatten().map(|p| p.features);
+        let blocks = match self.epilogue {
+            LinearEpilogue::SwiGlu => features.max().unwrap_or(0).div_ceil(block / 2),
+            _ => features.map(|features| features.div_ceil(block)).fold(0, usize::saturating_add),
+        };
+        Cut::of(blocks, self.inputs.min(MOST))
+    }
+
+    /// Which of the functions.
+    fn variant(&self) -> usize {
+        let whole = |rows: &Rows, count: usize| count <= 1 || rows.stride.is_multiple_of(8);
+        let all_whole = self.inputs.is_multiple_of(8)
+            && whole(&self.x, self.rows)
+            && self.projections.iter().flatten().all(|p| whole(&p.weight, p.features));
+        match self.rows {
+            _ if !all_whole => 3,
+            0..=16 => 0,
+            17..=32 => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// Most features and inputs: sums of a few of them stay within an i32.
+const MOST: usize = 1 << 29;
+
+impl Linear {
+    /// The most scratch that any launch needs, in bytes.
+    pub const MOST_SCRATCH: usize = (8 << 20) + 1024;
+
+    /// Loads the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
+        let module = Module::load(driver, "linear")?;
+        let functions = Half::load(|dtype| {
+            let load = |rows: &str| module.function(&format!("wl_linear_{dtype}_{rows}"));
+            Ok([load("16")?, load("32")?, load("64")?, load("any")?])
+        })?;
+        Ok(Linear { functions })
+    }
+
+    /// Bytes of scratch that a launch with these arguments needs: none, or up to 8 MiB and 512 B.
+    ///
+    /// It grows with the rows. The scratch must be zero before its first launch; launches that follow each other,
+    /// of whatever shapes, may then share it as they leave it.
+    pub fn scratch_bytes(&self, args: &LinearArgs) -> usize {
+        args.cut().scratch_bytes(args.rows.min(WL_LINEAR_ROWS as usize))
+    }
+
+    /// Enqueues the kernel. Of `scratch` it uses the first [`Linear::scratch_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch(&self, stream: &Stream, args: LinearArgs, scratch: ViewMut) -> Result<()> {
+        let LinearArgs { dtype, rows, inputs, epilogue, .. } = args;
+        let functions = self.functions.of(dtype)?;
+        let size = dtype.size();
+        let mut p = WlLinear {
+            version: WL_VERSION,
+            type_: dtype.code(),
+            weight_type: dtype.code(),
+            epilogue: epilogue.code(),
+            rows: Check::of("rows").count(rows, 0..=WL_LINEAR_ROWS as usize)?,
+            inputs: Check::of("inputs").count(inputs, 1..=MOST)?,
+            ..WlLinear::default()
+        };
+        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, size)?;
+        if let Some(norm) = &args.norm {
+            let eps = norm.eps;
+            if !(eps >= 0.0 && eps.is_finite()) {
+                return Check::of("eps").refuse(format!("{eps}; supported are finite numbers from 0"));
+            }
+            p.eps = eps;
+            p.norm = Check::of("norm weight").view(norm.weight, inputs, size)?;
+            p.stats = Check::of("stats").floats(
+                norm.stats.address(),
+                norm.stats.bytes(),
+                rows * inputs.div_ceil(64),
+            )?;
+        }
+        let width = self.check_projections(&args, &mut p)?;
+        let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { size };
+        (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
+        if let Some(stats) = &args.out_stats {
+            let check = Check::of("out_stats");
+            if epilogue != LinearEpilogue::Add {
+                return check.refuse(format!("with {epilogue:?}; supported is Add"));
+            }
+            p.out_stats = check.floats(stats.address(), stats.bytes(), rows * width.div_ceil(64))?;
+        }
+        let cut = args.cut();
+        p.scratch = Check::of("scratch").view_mut(&scratch, cut.scratch_bytes(rows), 1)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        p.segments = cut.segments as i32;
+        p.segment_length = cut.length as i32;
+        let launch = Launch {
+            grid: [cut.blocks as u32, cut.segments as u32, 1],
+            block: [WL_LINEAR_THREADS, 1, 1],
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, out and statistics, the
+        // projections' features, and the scratch.
+        unsafe { stream.launch(functions[args.variant()], &launch) }
+    }
+
+    /// Fills in the projections; the width of out.
+    fn check_projections(&self, args: &LinearArgs, p: &mut WlLinear) -> Result<usize> {
+        let check = Check::of("projections");
+        let LinearArgs { dtype, inputs, epilogue, .. } = *args;
+        let mut width = 0;
+        let given = || args.projections.iter().flatten();
+        let wanted = match epilogue {
+            LinearEpilogue::Store | LinearEpilogue::StoreF32 => 1..=3,
+            LinearEpilogue::Add => 1..=1,
+            LinearEpilogue::SwiGlu => 2..=2,
+        };
+        p.projections = check.count(given().count(), wanted)?;
+        for (i, projection) in given().enumerate() {
+            let LinearProjection { features, column, .. } = *projection;
+            let (weight, stride) =
+                Check::of("weight").rows(&projection.weight, features, inputs, dtype.size())?;
+            let bias = match projection.bias {
+                Some(bias) => Check::of("bias").view(bias, features, dtype.size())?,
+                None => 0,
+            };
+            p.projection[i] = WlProjection {
+                weight,
+                bias,
+                scales: 0,
+                stride,
+                features: Check::of("features").count(features, 1..=MOST)?,
+                column: Check::of("column").count(column, 0..=MOST)?,
+            };
+            width = width.max(column + features);
+            for other in given().take(i) {
+                let apart = column >= other.column + other.features || other.column >= column + features;
+                let same = column == other.column && features == other.features;
+                match epilogue {
+                    LinearEpilogue::SwiGlu if !same => {
+                        return check.refuse(format!(
+                            "gate and up have {} and {features} features at columns {} and {column}; \
+                             supported are equal ones",
+                            other.features, other.column,
+                        ));
+                    }
+                    LinearEpilogue::Store | LinearEpilogue::StoreF32 if !apart => {
+                        return check.refuse(format!(
+                            "{} features at column {} overlap {features} at column {column}",
+                            other.features, other.column,
+                        ));
+                    }
+                    _ => {}
+                }
+            }
+            if epilogue == LinearEpilogue::Add && column != 0 {
+                return Check::of("column").refuse(format!("{column}; supported is 0 with Add"));
+            }
+        }
+        Ok(width)
+    }
+}
+
+impl LinearEpilogue {
+    fn code(self) -> u32 {
+        match self {
+            LinearEpilogue::Store => WL_LINEAR_STORE,
+            LinearEpilogue::StoreF32 => WL_LINEAR_STORE_F32,
+            LinearEpilogue::Add => WL_LINEAR_ADD,
+            LinearEpilogue::SwiGlu => WL_LINEAR_SWIGLU,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_segment_is_empty() {
+        for blocks in [1, 2, 3, 16, 24, 32, 48, 64, 85, 86, 127, 128, 129, 224, 1002] {
+            for inputs in (1..20_000).step_by(61).chain([512, 1024, 2048, 4096, 14336, MOST]) {
+                let Cut { segments, length, .. } = Cut::of(blocks, inputs);
+                assert!(
+                    (1..=WL_LINEAR_SEGMENTS as usize).contains(&segments),
+                    "{blocks}, {inputs}: {segments}"
+                );
+                assert!(
+                    (segments - 1) * length < inputs && inputs <= segments * length,
+                    "{blocks}, {inputs}"
+                );
+                assert!(
+                    segments == 1 || (blocks <= WL_LINEAR_TICKETS as usize && length >= 512),
+                    "{blocks}, {inputs}"
+                );
+            }
+        }
+    }
+
+    /// Llama 3 8B: q, k, v; output; gate and up; down; head. Llama 3.2 1B: q, k, v.
+    #[test]
+    fn llama_shapes_fill_an_h100() {
+        let cut = |blocks, inputs| {
+            let cut = Cut::of(blocks, inputs);
+            (cut.segments, cut.length)
+        };
+        assert_eq!(cut(48, 4096), (4, 1024));
+        assert_eq!(cut(32, 4096), (4, 1024));
+        assert_eq!(cut(224, 4096), (1, 4096));
+        assert_eq!(cut(32, 14336), (8, 1792));
+        assert_eq!(cut(1002, 4096), (1, 4096));
+        assert_eq!(cut(24, 2048), (4, 512));
+    }
+}

@@ -1,0 +1,85 @@
+//! SwiGLU of rows: `cuda/kernels/swiglu.cu`.
+
+use std::sync::Arc;
+
+use super::{
+    Check, Dtype, Half, Module, Rows, RowsMut,
+    params::{WL_SWIGLU_FEATURES, WL_SWIGLU_THREADS, WL_VERSION, WlSwiglu},
+};
+use crate::{
+    driver::{Driver, Handle, Launch, Stream, View},
+    error::Result,
+};
+
+/// out = round(silu(gate) · up), silu(x) = x / (1 + e^−x).
+///
+/// arXiv 2002.05202. Products of gates under −174 are 0.
+pub struct Swiglu {
+    functions: Half<Handle>,
+}
+
+/// What [`Swiglu::launch`] takes.
+#[derive(Debug)]
+pub struct SwigluArgs<'b> {
+    /// Type of gate, up and out: bf16 or f16.
+    pub dtype: Dtype,
+    /// Number of rows.
+    pub rows: usize,
+    /// Features of a row, up to 2^26.
+    pub width: usize,
+    /// `[rows, width]`.
+    pub gate: Rows<'b>,
+    /// `[rows, width]`; with gate's stride, it may be the other half of the same matrix.
+    pub up: Rows<'b>,
+    /// `[rows, width]`.
+    pub out: RowsMut<'b>,
+    /// i32 `[rows]`: rows with a negative position are left out. None: there are none.
+    pub positions: Option<View<'b>>,
+}
+
+impl Swiglu {
+    /// Loads the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
+        let module = Module::load(driver, "swiglu")?;
+        Ok(Swiglu { functions: Half::load(|t| module.function(&format!("wl_swiglu_{t}")))? })
+    }
+
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch(&self, stream: &Stream, args: &SwigluArgs) -> Result<()> {
+        let &SwigluArgs { dtype, rows, width, .. } = args;
+        let function = *self.functions.of(dtype)?;
+        let size = dtype.size();
+        let mut p = WlSwiglu {
+            version: WL_VERSION,
+            type_: dtype.code(),
+            out_type: dtype.code(),
+            width: Check::of("width").count(width, 1..=1 << 26)?,
+            ..WlSwiglu::default()
+        };
+        let ctas = width.div_ceil(WL_SWIGLU_FEATURES as usize);
+        p.rows = Check::of("rows").count(rows, 0..=i32::MAX as usize / ctas)?;
+        (p.gate, p.gate_stride) = Check::of("gate").rows(&args.gate, rows, width, size)?;
+        (p.up, p.up_stride) = Check::of("up").rows(&args.up, rows, width, size)?;
+        (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, size)?;
+        if let Some(positions) = args.positions {
+            p.positions = Check::of("positions").view(positions, rows, 4)?;
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let launch = Launch {
+            grid: [(rows * ctas) as u32, 1, 1],
+            block: [WL_SWIGLU_THREADS, 1, 1],
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: the sizes above cover all that the kernel touches of `rows` rows.
+        unsafe { stream.launch(function, &launch) }
+    }
+}

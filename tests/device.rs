@@ -1,0 +1,236 @@
+//! Whole models through the kernels: on the simulator, or on the GPU that WARPLOOM_DEVICE names.
+
+mod common;
+
+use std::{path::Path, sync::Arc};
+
+use common::{bits_hash, golden_dir, greedy, ids, json, load, run};
+use warploom::{
+    backend::{Backend, Gpu, Row},
+    cache::Cache,
+    checkpoint::{Checkpoint, Dtype},
+    decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
+    driver::{self, Driver},
+    model::Llama,
+};
+
+/// The golden checkpoints whose head width the kernels take: a multiple of 8.
+const GOLDEN: [&str; 5] =
+    ["gqa_bf16", "mqa_f16", "tied_bf16_dup", "rope_llama3_v5cfg_bf16", "both_bias_bf16"];
+
+fn device() -> Arc<dyn Driver> {
+    let name = std::env::var("WARPLOOM_DEVICE").unwrap_or_else(|_| "sim".into());
+    driver::open(&name).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn on_device(dir: &Path, context: usize) -> Llama<Gpu> {
+    let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{e}"));
+    let gpu = Gpu::new(device(), &checkpoint).unwrap_or_else(|e| panic!("{e}"));
+    Llama::new(&checkpoint, gpu, context).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn demo() -> Llama<Gpu> {
+    on_device(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo"), 128)
+}
+
+/// A prompt of the golden data.
+fn prompt(name: &str) -> Vec<u32> {
+    let golden = json(&golden_dir(name).join("golden.json"));
+    let prompts = golden["prompts"].as_object().unwrap();
+    ids(&prompts.values().next().unwrap()["ids"])
+}
+
+fn drafting(request: Request, exit_layer: usize, draft: usize, threshold: f32) -> Request {
+    Request { policy: Some(Box::new(Fixed { plan: Plan { exit_layer, draft, threshold } })), ..request }
+}
+
+/// Ids and rows of logits are those of plain decoding, bit for bit.
+fn assert_equal(what: &str, got: &(Finished, Vec<u64>), want: &(Finished, Vec<u64>)) {
+    assert_eq!(got.0.ids, want.0.ids, "{what}: ids");
+    assert_eq!(got.1, want.1, "{what}: logits");
+    assert_eq!(got.0.logits_hash, want.0.logits_hash, "{what}: hash of the last logits");
+}
+
+#[test]
+fn golden_checkpoints_decode_exactly() {
+    for name in GOLDEN {
+        let llama = on_device(&golden_dir(name), 256);
+        let prompt = prompt(name);
+        let plain = run(&llama, vec![greedy(&prompt, 12)], 256).remove(0);
+        for exit_layer in 1..llama.config().layers {
+            let draft = 1 + 3 * exit_layer % 8;
+            // A threshold ends some drafts early; these models are sure of nothing.
+            let threshold = if exit_layer % 2 == 0 { 0.02 } else { 0.0 };
+            let request = drafting(greedy(&prompt, 12), exit_layer, draft, threshold);
+            let what = format!("{name}, exit {exit_layer}, draft {draft}, threshold {threshold}");
+            assert_equal(&what, &run(&llama, vec![request], 256)[0], &plain);
+        }
+    }
+}
+
+#[test]
+fn every_policy_and_the_demo() {
+    let llama = demo();
+    let prompt = [440, 258, 414, 268, 436];
+    let plain = run(&llama, vec![greedy(&prompt, 16)], 128).remove(0);
+    for policy in Policy::ALL {
+        let policy_of = || policy.build(llama.config().layers, 4, 4, None).unwrap();
+        let request = Request { policy: policy_of(), ..greedy(&prompt, 16) };
+        assert_equal(&format!("{policy}"), &run(&llama, vec![request], 128)[0], &plain);
+    }
+    let fast = run(&llama, vec![drafting(greedy(&prompt, 16), 6, 4, 0.0)], 128).remove(0);
+    assert!(fast.0.stats.accepted > 0, "the demo's drafts are accepted now and then");
+    assert!(fast.0.stats.rounds < 16);
+}
+
+/// Ragged sequences, plain ones and ones with other exit layers and draft lengths, in one batch.
+#[test]
+fn a_batch_equals_its_sequences_alone() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 256);
+    let whole = prompt("gqa_bf16");
+    let layers = llama.config().layers;
+    let request = |i: usize| {
+        let request = greedy(&whole[..whole.len() - i], 6 + i);
+        match i {
+            0 => request,
+            _ => drafting(request, 1 + i % (layers - 1), 2 * i, 0.0),
+        }
+    };
+    let together = run(&llama, (0..4).map(request).collect(), 256);
+    for (i, got) in together.iter().enumerate() {
+        assert_equal(&format!("sequence {i}"), got, &run(&llama, vec![request(i)], 256)[0]);
+        let plain = Request { policy: None, ..request(i) };
+        assert_equal(&format!("sequence {i}, plain"), got, &run(&llama, vec![plain], 256)[0]);
+    }
+}
+
+/// Sequences end where the CPU's would, and penalties see the drafts before a row.
+#[test]
+fn ends_and_penalties() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 64);
+    let prompt = prompt("gqa_bf16");
+    let penalised = || Request {
+        sampling: Sampling { repetition_penalty: 1.7, ..Sampling::default() },
+        ..greedy(&prompt, 14)
+    };
+    let plain = run(&llama, vec![penalised()], 64).remove(0);
+    assert_equal("penalty", &run(&llama, vec![drafting(penalised(), 2, 5, 0.0)], 64)[0], &plain);
+    assert_ne!(
+        plain.0.ids,
+        run(&llama, vec![greedy(&prompt, 14)], 64)[0].0.ids,
+        "the penalty changes something"
+    );
+
+    let eos = plain.0.ids[5];
+    for drafts in [0, 4] {
+        let request = |request: Request| match drafts {
+            0 => request,
+            _ => drafting(request, 2, drafts, 0.0),
+        };
+        let ended = run(&llama, vec![request(Request { eos: vec![eos], ..penalised() })], 64).remove(0).0;
+        assert_eq!(ended.stop, Some(Stop::Eos));
+        let first = plain.0.ids.iter().position(|id| *id == eos).unwrap();
+        assert_eq!(ended.ids, plain.0.ids[..=first]);
+        let full = run(&llama, vec![request(greedy(&prompt, 1000))], 64).remove(0).0;
+        assert_eq!(full.stop, Some(Stop::Context));
+        assert_eq!(prompt.len() + full.ids.len(), 64);
+    }
+}
+
+#[test]
+fn sampled_rounds_reproduce() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 128);
+    let prompt = prompt("gqa_bf16");
+    let request = |seed: u64| {
+        let sampling = Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, seed, ..Sampling::default() };
+        drafting(Request { sampling, ..greedy(&prompt, 12) }, 2, 3, 0.0)
+    };
+    let alone = run(&llama, vec![request(5)], 128).remove(0).0;
+    let other = run(&llama, vec![request(6)], 128).remove(0).0;
+    assert_ne!(alone.ids, other.ids, "another seed, other tokens");
+    let batch = run(&llama, vec![request(6), request(5)], 128);
+    assert_eq!(batch[1].0.ids, alone.ids, "slot and company do not matter");
+    assert_eq!(batch[0].0.ids, other.ids);
+}
+
+/// Logits of every position of `ids`, computed as decode rows.
+fn logits<B: Backend>(llama: &Llama<B>, ids: &[u32]) -> Vec<Vec<f32>> {
+    let page = llama.backend().page_size();
+    let pages = ids.len().div_ceil(page);
+    let mut cache = Cache::new(pages, page, 1, pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
+    let mut work = llama.work(ids.len(), ids.len()).unwrap();
+    let sequence = cache.create().unwrap();
+    cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();
+    let rows: Vec<Row> =
+        ids.iter().enumerate().map(|(position, token)| Row { token: *token, position, sequence }).collect();
+    llama.forward(0..llama.config().layers, &rows, &mut kv, &cache, &mut work).unwrap();
+    let vocab = llama.config().vocab;
+    llama.head(0, ids.len(), &mut work).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
+}
+
+/// Where the most likely token is another than on the CPU, which computes in f32, the CPU's is ahead by less than twice the error of the
+/// logits; and that is rare.
+#[test]
+fn choices_are_the_cpus_but_for_ties() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let mut texts: Vec<_> = GOLDEN.iter().map(|name| (golden_dir(name), prompt(name), 48)).collect();
+    texts.extend([[440, 258, 414], [268, 258, 610], [11, 296, 494]].map(|p| (demo.clone(), p.to_vec(), 90)));
+    let (mut positions, mut different) = (0, 0);
+    for (dir, prompt, tokens) in texts {
+        let what = dir.display();
+        let cpu = load(&dir, 256);
+        let generated = run(&cpu, vec![greedy(&prompt, tokens)], 256).remove(0).0.ids;
+        let ids = [prompt, generated].concat();
+        let device = on_device(&dir, 256);
+        // bf16 has 8 bits, f16 has 11: each of some ten roundings costs half a unit of what it rounds.
+        let bound = if device.backend().dtype() == Dtype::F16 { 0.0125 } else { 0.1 };
+        let (want, got) = (logits(&cpu, &ids), logits(&device, &ids));
+        for (position, (want, got)) in want.iter().zip(&got).enumerate() {
+            let best = |x: &[f32]| (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+            let (theirs, ours) = (best(want), best(got));
+            let error = want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let scale = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!(
+                error < bound * scale,
+                "{what}, position {position}: logits are off by {error} of {scale}"
+            );
+            positions += 1;
+            if theirs != ours {
+                different += 1;
+                let gap = want[theirs] - want[ours];
+                assert!(gap < 2.0 * error, "{what}, position {position}: {ours} for {theirs}, {gap} ahead");
+            }
+        }
+    }
+    println!("{different} of {positions} choices differ from the CPU's");
+    assert!(different * 100 <= positions, "{different} of {positions} choices differ");
+}
+
+/// A prompt is computed in the same bits however it is cut, and shared prefixes are kept.
+#[test]
+fn prompts_in_slices_and_shared_prefixes() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 256);
+    let prompt: Vec<u32> = prompt("gqa_bf16").iter().cycle().take(150).copied().collect();
+    let alone = run(&llama, vec![greedy(&prompt, 4)], 256).remove(0);
+    let both = run(&llama, vec![greedy(&prompt[..140], 4), greedy(&prompt, 4)], 256);
+    assert_equal("with a shared prefix", &both[1], &alone);
+    let rows = logits(&llama, &prompt);
+    assert_eq!(bits_hash(&rows[149]), alone.1[0], "one pass over 150 decode rows, in slices of 64");
+}
+
+#[test]
+fn what_the_kernels_cannot_run_is_refused() {
+    let dir = golden_dir("odd_all_f16");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let gpu = Gpu::new(device(), &checkpoint).unwrap();
+    let llama = Llama::new(&checkpoint, gpu, 64).unwrap();
+    let limits = Limits { sequences: 1, context: 64, max_draft: 0 };
+    let error = Generator::new(&llama, limits).err().expect("a head of 26 columns").to_string();
+    assert!(error.contains("head_dim"), "{error}");
+
+    let error = driver::open("cuda:99").err().expect("there is no such GPU").to_string();
+    assert!(error.contains("cuda:99"), "{error}");
+    let error = driver::open("gpu").err().expect("no such name").to_string();
+    assert!(error.contains("sim"), "{error}");
+}

@@ -1,0 +1,465 @@
+//! The devices under the kernels: what every one of them must do. The simulator is always tested, a GPU where
+//! WARPLOOM_DEVICE names one (cuda:0), and what talks to GPUs also against a driver of our own (tests/stub/driver.c).
+#![cfg(feature = "cuda")]
+
+use std::{
+    io::Write,
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use warploom::{
+    Error, Result,
+    driver::{Buffer, Cuda, Driver, Event, Family, Handle, Launch, Policy, Simulator, Stream, open},
+};
+
+fn drivers() -> Vec<Arc<dyn Driver>> {
+    let mut drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(Simulator::new(Policy::default()))];
+    if let Ok(name) = std::env::var("WARPLOOM_DEVICE") {
+        drivers.push(open(&name).unwrap_or_else(|e| panic!("{e}")));
+    }
+    drivers
+}
+
+/// Bytes that tell their places.
+fn pattern(bytes: usize, seed: u64) -> Vec<u8> {
+    let word = |i: usize| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15 ^ seed).rotate_left(29) as u8;
+    (0..bytes).map(word).collect()
+}
+
+fn read(stream: &Stream, buffer: &Buffer) -> Vec<u8> {
+    let mut data = vec![0; buffer.bytes()];
+    stream.download(buffer.view(), &mut data).unwrap();
+    data
+}
+
+/// Longer than all that a driver may hold of uploads on their way.
+const LONG: usize = (5 << 20) + 17;
+
+#[test]
+fn memory_holds_what_was_written() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        for bytes in [0, 1, 255, 4096, (256 << 10) + 1, LONG] {
+            let data = pattern(bytes, 1);
+            let mut buffer = Buffer::from_slice(&stream, &data).unwrap();
+            assert_eq!((buffer.bytes(), buffer.view().address() % 256), (bytes, 0));
+            assert!(read(&stream, &buffer) == data, "{bytes} bytes");
+            let Some(half) = bytes.checked_sub(bytes / 2).filter(|half| *half < bytes) else { continue };
+            stream.upload(&mut buffer.view_mut().slice(half..bytes), &data[..bytes - half]).unwrap();
+            let mut back = vec![0; bytes - half];
+            stream.download(buffer.view().slice(half..bytes), &mut back).unwrap();
+            assert!(back == data[..bytes - half]);
+            assert!(read(&stream, &buffer)[..half] == data[..half]);
+        }
+        let words = [1.5_f32, f32::NAN, -0.0];
+        let buffer = Buffer::from_slice(&stream, &words).unwrap();
+        let mut back = [0_f32; 3];
+        stream.download(buffer.view(), &mut back).unwrap();
+        assert_eq!(back.map(f32::to_bits), words.map(f32::to_bits));
+    }
+}
+
+#[test]
+fn a_stream_works_in_order() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        let [mut a, mut b] = [1024; 2].map(|bytes| Buffer::new(&driver, bytes).unwrap());
+        stream.fill(&mut a.view_mut(), 7).unwrap();
+        stream.copy(a.view(), &mut b.view_mut()).unwrap();
+        stream.fill(&mut a.view_mut().slice(0..512), 9).unwrap();
+        stream.copy(a.view().slice(256..768), &mut b.view_mut().slice(512..1024)).unwrap();
+        stream.fill(&mut a.view_mut(), 0).unwrap();
+        let expected = [vec![7; 512], vec![9; 256], vec![7; 256]].concat();
+        assert_eq!(read(&stream, &b), expected);
+        assert_eq!(read(&stream, &a), vec![0; 1024]);
+
+        // Uploads have been read when they return, however many there are: what they read changes at once.
+        let mut all = Buffer::new(&driver, 100 * 64).unwrap();
+        let mut data = vec![0_u8; 64];
+        for i in 0..100 {
+            data.fill(i);
+            stream.upload(&mut a.view_mut().slice(0..64), &data).unwrap();
+            let at = 64 * usize::from(i);
+            stream.copy(a.view().slice(0..64), &mut all.view_mut().slice(at..at + 64)).unwrap();
+        }
+        let expected: Vec<u8> = (0..100).flat_map(|i| [i; 64]).collect();
+        assert_eq!(read(&stream, &all), expected);
+        let mut long = pattern(LONG, 2);
+        let expected = long.clone();
+        let buffer = Buffer::from_slice(&stream, &long).unwrap();
+        long.fill(0);
+        assert!(read(&stream, &buffer) == expected);
+    }
+}
+
+#[test]
+fn what_is_dropped_stays_until_work_is_done() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        let mut kept = Buffer::new(&driver, 4096).unwrap();
+        for i in 0..20 {
+            let other = Stream::new(&driver).unwrap();
+            let mut passing = Buffer::new(&driver, 4096).unwrap();
+            other.fill(&mut passing.view_mut(), i).unwrap();
+            other.copy(passing.view(), &mut kept.view_mut()).unwrap();
+            let end = Event::new(&driver).unwrap();
+            end.record(&other).unwrap();
+            stream.wait(&end).unwrap();
+            drop((other, passing, end));
+            assert_eq!(read(&stream, &kept), vec![i; 4096]);
+        }
+    }
+}
+
+#[test]
+fn events_order_streams_and_tell_time() {
+    for driver in drivers() {
+        let [first, second] = [(); 2].map(|()| Stream::new(&driver).unwrap());
+        let [begin, end, never] = [(); 3].map(|()| Event::new(&driver).unwrap());
+        let [mut a, mut b] = [LONG; 2].map(|bytes| Buffer::new(&driver, bytes).unwrap());
+        let data = pattern(LONG, 3);
+        begin.record(&first).unwrap();
+        first.upload(&mut a.view_mut(), &data).unwrap();
+        end.record(&first).unwrap();
+        second.wait(&end).unwrap();
+        second.copy(a.view(), &mut b.view_mut()).unwrap();
+        assert!(read(&second, &b) == data);
+        end.synchronize().unwrap();
+        let ms = end.elapsed_ms(&begin).unwrap();
+        assert!((0.0..60e3).contains(&ms), "{ms}");
+        assert!(matches!(never.elapsed_ms(&begin), Err(Error::Device { .. })));
+    }
+}
+
+#[test]
+fn a_graph_does_again_what_was_captured() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        let [mut a, mut b, mut c] = [300; 3].map(|bytes| Buffer::new(&driver, bytes).unwrap());
+        let [begin, end] = [(); 2].map(|()| Event::new(&driver).unwrap());
+        stream.fill(&mut a.view_mut(), 1).unwrap();
+        stream.fill(&mut b.view_mut(), 2).unwrap();
+        stream.fill(&mut c.view_mut(), 3).unwrap();
+        let graph = stream
+            .capture(|| {
+                begin.record(&stream)?;
+                stream.copy(b.view(), &mut c.view_mut())?;
+                stream.copy(a.view(), &mut b.view_mut())?;
+                stream.fill(&mut a.view_mut().slice(0..100), 4)?;
+                // Nothing of it, and so nothing happens.
+                stream.copy(c.view().slice(5..5), &mut a.view_mut().slice(9..9))?;
+                stream.fill(&mut a.view_mut().slice(300..300), 4)?;
+                // Memory may come and go meanwhile.
+                drop(Buffer::new(&driver, 1000)?);
+                end.record(&stream)
+            })
+            .unwrap();
+        assert_eq!([&a, &b, &c].map(|x| read(&stream, x)), [1, 2, 3].map(|x| vec![x; 300]));
+        for (round, expected) in [[1, 2], [4, 1], [4, 4]].into_iter().enumerate() {
+            // SAFETY: the buffers that it copies are there.
+            unsafe { stream.launch_graph(&graph) }.unwrap();
+            assert_eq!([&b, &c].map(|x| read(&stream, x)[0]), expected, "round {round}");
+            assert!(end.elapsed_ms(&begin).unwrap() >= 0.0);
+            if round == 0 {
+                stream.upload(&mut a.view_mut(), &[4_u8; 300]).unwrap();
+            }
+        }
+        let other = Stream::new(&driver).unwrap();
+        // SAFETY: as above.
+        unsafe { other.launch_graph(&graph) }.unwrap();
+        other.synchronize().unwrap();
+        let nothing = stream.capture(|| Ok(())).unwrap();
+        // SAFETY: it addresses nothing.
+        unsafe { stream.launch_graph(&nothing) }.unwrap();
+        stream.synchronize().unwrap();
+    }
+}
+
+#[test]
+fn a_capture_does_not_mind_who_else_uses_the_device() {
+    // Opened twice; a GPU's context is the same.
+    for (driver, other) in drivers().iter().zip(drivers()) {
+        let stream = Stream::new(driver).unwrap();
+        let mut kept = Buffer::new(driver, 64).unwrap();
+        let passing = Buffer::new(&other, 64).unwrap();
+        let graph = stream.capture(|| {
+            drop(passing);
+            stream.fill(&mut kept.view_mut(), 1)
+        });
+        // SAFETY: the buffer that it fills is there.
+        unsafe { stream.launch_graph(&graph.unwrap()) }.unwrap();
+        assert_eq!(read(&stream, &kept), vec![1; 64]);
+    }
+}
+
+#[test]
+fn a_capture_refuses_what_cannot_be_done_again() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        let mut buffer = Buffer::new(&driver, 64).unwrap();
+        stream.fill(&mut buffer.view_mut(), 5).unwrap();
+        let mut refused = |why: &str, work: &mut dyn FnMut(&mut Buffer) -> Result<()>| {
+            let failed = stream.capture(|| {
+                stream.fill(&mut buffer.view_mut(), 6)?;
+                work(&mut buffer)
+            });
+            match failed.err() {
+                Some(e @ Error::Device { .. }) => assert!(e.to_string().contains(why), "{e}"),
+                other => panic!("{other:?}"),
+            }
+            // The capture has ended, nothing of it happened, and the stream goes on.
+            assert_eq!(read(&stream, &buffer), vec![5; 64]);
+        };
+        refused("cannot be captured", &mut |buffer| stream.download(buffer.view(), &mut [0_u8; 64]));
+        refused("cannot be captured", &mut |buffer| stream.upload(&mut buffer.view_mut(), &[1_u8; 64]));
+        refused("", &mut |_| stream.synchronize());
+        refused("", &mut |_| stream.capture(|| Ok(())).map(drop));
+        let failed = stream.capture(|| Err(Error::argument("x", "not today")));
+        assert_eq!(failed.err().unwrap().to_string(), "x: not today");
+        let raw = driver.stream().unwrap();
+        assert!(matches!(driver.end_capture(raw), Err(Error::Device { .. })));
+        driver.drop_stream(raw);
+    }
+}
+
+#[test]
+fn sizes_must_agree() {
+    for driver in drivers() {
+        let stream = Stream::new(&driver).unwrap();
+        let mut buffer = Buffer::from_slice(&stream, &[1_u8; 16]).unwrap();
+        let other = Buffer::new(&driver, 32).unwrap();
+        let refused = |done: Result<()>, numbers: &str| match done {
+            Err(e @ Error::Argument { .. }) => assert!(e.to_string().contains(numbers), "{e}"),
+            other => panic!("{other:?}"),
+        };
+        refused(stream.upload(&mut buffer.view_mut(), &[0_u8; 17]), "17 bytes into 16");
+        refused(stream.upload(&mut buffer.view_mut(), &[0_u32; 3]), "12 bytes into 16");
+        refused(stream.download(buffer.view(), &mut [0_u8; 15]), "bytes into");
+        refused(stream.copy(other.view(), &mut buffer.view_mut()), "32 bytes into 16");
+        assert_eq!(read(&stream, &buffer), vec![1; 16]);
+        match Buffer::new(&driver, 1 << 50) {
+            Err(e @ Error::Capacity { .. }) => assert!(e.to_string().contains("1125899906842624"), "{e}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn threads_share_a_device() {
+    for driver in drivers() {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let driver = &driver;
+                scope.spawn(move || {
+                    let stream = Stream::new(driver).unwrap();
+                    for round in 0..10 {
+                        let data = pattern(100_000, 10 * thread + round);
+                        let a = Buffer::from_slice(&stream, &data).unwrap();
+                        let mut b = Buffer::new(driver, data.len()).unwrap();
+                        let graph = stream.capture(|| stream.copy(a.view(), &mut b.view_mut())).unwrap();
+                        // SAFETY: both buffers are there.
+                        unsafe { stream.launch_graph(&graph) }.unwrap();
+                        assert!(read(&stream, &b) == data, "thread {thread}, round {round}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Writes the sizes of the launch: CTAs, threads, dynamic shared memory. A GPU's driver compiles it.
+const SIZES: &str = "
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry sizes(.param .align 8 .b8 p[8])
+{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<3>;
+    ld.param.u64 %rd1, [p];
+    cvta.to.global.u64 %rd2, %rd1;
+    mov.u32 %r1, %nctaid.x;
+    mov.u32 %r2, %nctaid.y;
+    mov.u32 %r3, %nctaid.z;
+    mov.u32 %r4, %ntid.x;
+    mov.u32 %r5, %ntid.y;
+    mov.u32 %r6, %ntid.z;
+    mov.u32 %r7, %dynamic_smem_size;
+    st.global.u32 [%rd2], %r1;
+    st.global.u32 [%rd2+4], %r2;
+    st.global.u32 [%rd2+8], %r3;
+    st.global.u32 [%rd2+12], %r4;
+    st.global.u32 [%rd2+16], %r5;
+    st.global.u32 [%rd2+20], %r6;
+    st.global.u32 [%rd2+24], %r7;
+    ret;
+}
+";
+const FAMILY: Family = Family { name: "sizes", fatbin: SIZES.as_bytes(), ptx: SIZES, entries: &[] };
+
+/// Launches the kernel above on a stream, which it leaves to the caller.
+fn launch(driver: &Arc<dyn Driver>, change: impl FnOnce(&mut Launch)) -> Result<([u32; 12], Handle)> {
+    let stream = driver.stream()?;
+    let function = driver.function(driver.load(&FAMILY)?, "sizes")?;
+    let out = driver.allocate(48)?;
+    driver.fill(stream, out, 0, 48)?;
+    let parameter = out.to_le_bytes();
+    let mut launch = Launch {
+        grid: [1; 3],
+        block: [1; 3],
+        cluster: [1; 3],
+        shared_bytes: 0,
+        programmatic: false,
+        parameter: &parameter,
+    };
+    change(&mut launch);
+    // SAFETY: the entry's parameter is an address, here of all that it writes.
+    let launched = unsafe { driver.launch(stream, function, &launch) };
+    let mut sizes = [0; 12];
+    let read = driver.download(stream, out, bytemuck::cast_slice_mut(&mut sizes));
+    driver.free(out);
+    launched.and(read)?;
+    Ok((sizes, stream))
+}
+
+#[test]
+fn a_kernel_is_launched_as_it_was_asked() {
+    for driver in drivers() {
+        let limit = driver.properties().shared_bytes;
+        assert!(limit >= 99 << 10 && driver.properties().multiprocessors > 0);
+        let (sizes, stream) = launch(&driver, |launch| launch.shared_bytes = 96 << 10).unwrap();
+        assert_eq!(sizes[..7], [1, 1, 1, 1, 1, 1, 96 << 10]);
+        driver.drop_stream(stream);
+        let stub = driver.properties().name == "Stub GPU";
+        if stub {
+            // It alone tells of clusters and of permission to begin early.
+            let (sizes, stream) = launch(&driver, |launch| {
+                launch.grid = [4, 5, 6];
+                launch.block = [32, 3, 2];
+                launch.cluster = [2, 1, 3];
+                launch.programmatic = true;
+            })
+            .unwrap();
+            assert_eq!(sizes, [4, 5, 6, 32, 3, 2, 0, 0, 2, 1, 3, 1]);
+            driver.drop_stream(stream);
+        }
+        match launch(&driver, |launch| launch.grid[0] = 0) {
+            Err(e @ Error::Device { .. }) => assert!(e.to_string().contains("launching sizes"), "{e}"),
+            other => panic!("{other:?}"),
+        }
+        let module = driver.load(&FAMILY).unwrap();
+        let function = driver.function(module, "sizes").unwrap();
+        assert!(driver.resident(function, 128, 1024).unwrap() >= 1);
+        match driver.function(module, "nowhere") {
+            Err(e @ Error::Device { .. }) => assert!(e.to_string().contains("nowhere"), "{e}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_device_is_opened_by_its_name() {
+    assert!(open("sim").is_ok());
+    for name in ["", "gpu", "cuda0", "cuda:", "cuda:x", "cuda:-1", "CUDA"] {
+        let error = open(name).err().unwrap();
+        assert!(matches!(error, Error::Argument { .. }), "{name}: {error}");
+    }
+    // No machine has so many; without a driver, that is said.
+    let error = open("cuda:4000").err().unwrap().to_string();
+    assert!(error.starts_with("device cuda:4000: "), "{error}");
+}
+
+/// On a machine without a driver: the reason, rather than a crash. On one with a GPU, all of it in short.
+#[test]
+fn the_first_gpu_works_or_says_why_not() {
+    let gpu: Arc<dyn Driver> = match Cuda::new(0) {
+        Ok(gpu) => Arc::new(gpu),
+        Err(e) => {
+            let said = e.to_string();
+            assert!(matches!(e, Error::Device { .. }) && said.starts_with("device cuda:0: "), "{said}");
+            let causes = ["no NVIDIA driver", "CUDA", "no such GPU", "compute capability"];
+            assert!(causes.iter().any(|cause| said.contains(cause)), "{said}");
+            return;
+        }
+    };
+    assert!(gpu.properties().capability >= (8, 0) && gpu.properties().l2_bytes > 0);
+    let stream = Stream::new(&gpu).unwrap();
+    let [begin, end] = [(); 2].map(|()| Event::new(&gpu).unwrap());
+    let a = Buffer::from_slice(&stream, &pattern(1000, 5)).unwrap();
+    let mut b = Buffer::new(&gpu, 1000).unwrap();
+    begin.record(&stream).unwrap();
+    let graph = stream.capture(|| {
+        stream.fill(&mut b.view_mut(), 1)?;
+        stream.copy(a.view().slice(0..500), &mut b.view_mut().slice(500..1000))
+    });
+    // SAFETY: both buffers are there.
+    unsafe { stream.launch_graph(&graph.unwrap()) }.unwrap();
+    end.record(&stream).unwrap();
+    assert_eq!(read(&stream, &b), [vec![1; 500], pattern(500, 5)].concat());
+    assert!(end.elapsed_ms(&begin).unwrap() >= 0.0);
+}
+
+/// What is said when a GPU or its driver fails, for `the_stub_driver_is_driven_rightly`.
+#[test]
+fn what_goes_wrong() {
+    if std::env::var_os("STUB").is_none() {
+        return;
+    }
+    let failed = open("cuda:0").and_then(|gpu| {
+        let (_, stream) = launch(&gpu, |_| {})?;
+        gpu.synchronize(stream)
+    });
+    println!("said: {}.", failed.err().map_or("nothing".into(), |e| e.to_string()));
+}
+
+/// Everything above once more with a driver that puts all work off, and what is said when it fails.
+#[test]
+fn the_stub_driver_is_driven_rightly() {
+    if std::env::var_os("STUB").is_some() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stub/driver.c");
+    // The first name that is looked for.
+    let library = home.path().join("libcuda.so");
+    let compiled =
+        Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+    if !cfg!(target_os = "linux") || compiled.is_err() {
+        skipped("the stub driver's test: no C compiler named cc, or not Linux");
+        return;
+    }
+    assert!(compiled.unwrap().success());
+    let run = |stub: &str, arguments: &[&str]| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env("LD_LIBRARY_PATH", home.path()).env("STUB", stub).args(arguments);
+        let Output { status, stdout, stderr } = command.env("WARPLOOM_DEVICE", "cuda:0").output().unwrap();
+        let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+        assert!(status.success(), "{stub}: {said}");
+        said
+    };
+    run("", &[]);
+    for (stub, causes) in [
+        ("", &["nothing"][..]),
+        ("old", &["CUDA 12.8 at most; the kernels need 13.0, so driver 580.65.06 or newer"]),
+        ("none", &["there is no such GPU; the driver sees 0"]),
+        ("small", &["Stub GPU has compute capability 7.5; the kernels need 8.0 or higher"]),
+        ("binary", &["sizes.cu: CUDA_ERROR_NO_BINARY_FOR_GPU", "this GPU is 9.0", "WARPLOOM_CUDA_ARCHS=90a"]),
+        (
+            "ptx",
+            &["sizes.cu: CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "WARPLOOM_CUDA_ARCHS=90a", "update the driver"],
+        ),
+        ("fault", &["a download: CUDA_ERROR_ILLEGAL_ADDRESS (the stub's words)", "context is lost"]),
+    ] {
+        let said = run(stub, &["--exact", "what_goes_wrong", "--nocapture"]);
+        for cause in causes {
+            assert!(said.contains("said: device cuda:0: ") || stub.is_empty(), "{stub}: {said}");
+            assert!(said.contains(cause), "{stub}: {said}");
+        }
+    }
+}
+
+#[expect(clippy::explicit_write, reason = "print macros are held back while a test passes")]
+fn skipped(what: &str) {
+    writeln!(std::io::stderr(), "skipped: {what}").unwrap();
+}
