@@ -106,6 +106,9 @@ pub fn run(args: ChatArgs) -> Result<()> {
 
 impl Job for Talk<'_> {
     type Output = ();
+    fn shows_progress(&self) -> bool {
+        true
+    }
     fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
         let limits = Limits { sequences: 1, context: self.context, max_draft: self.drafting.max_draft() };
         let mut generator = Generator::new(llama, limits)?;

@@ -90,6 +90,9 @@ struct Measure<'a> {
 
 impl Job for Measure<'_> {
     type Output = Evaluation;
+    fn shows_progress(&self) -> bool {
+        true
+    }
     fn run<B: Backend>(self, llama: &Llama<B>) -> Result<Evaluation> {
         evaluate(llama, self.tokens, self.windows, self.progress)
     }

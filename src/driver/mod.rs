@@ -122,6 +122,11 @@ pub trait Driver: Send + Sync {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// Launches so far and the warp instructions that they executed; None for a device that does not count them, as a GPU.
+    fn simulated(&self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Loads the kernels of a file.
     fn load(&self, family: &Family) -> Result<Handle>;
     /// An entry of a loaded module, ready for any launch: its limit on dynamic shared memory is the device's.

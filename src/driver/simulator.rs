@@ -129,16 +129,6 @@ impl Simulator {
         }
     }
 
-    /// Launches so far.
-    pub fn launches(&self) -> u64 {
-        self.launches.load(Ordering::Relaxed)
-    }
-
-    /// Warp instructions executed so far.
-    pub fn instructions(&self) -> u64 {
-        self.instructions.load(Ordering::Relaxed)
-    }
-
     /// What has been launched so far, in no order.
     pub fn launched(&self) -> Vec<Launched> {
         let state = self.state();
@@ -236,6 +226,10 @@ impl State {
 impl Driver for Simulator {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn simulated(&self) -> Option<(u64, u64)> {
+        Some((self.launches.load(Ordering::Relaxed), self.instructions.load(Ordering::Relaxed)))
     }
 
     fn load(&self, family: &Family) -> Result<Handle> {
