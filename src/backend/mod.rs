@@ -79,12 +79,23 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Width of a head; even.
     pub head_dim: usize,
+    /// Width that a head has in the backend's memory, [`Backend::padded`]: each half of it is followed by zeros.
+    pub padded: usize,
+}
+
+/// Which side of a projection of attention is divided by heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadSide {
+    /// The outputs: a query, key or value projection or its bias.
+    Outputs,
+    /// The inputs: the output projection.
+    Inputs,
 }
 
 impl Heads {
     /// Width of a row of q, k and v side by side.
     pub fn qkv(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.heads + 2 * self.kv_heads) * self.padded
     }
 }
 
@@ -141,8 +152,17 @@ pub trait Backend: Send + Sync {
     /// Bytes that [`Backend::kv`] takes per page.
     fn page_bytes(&self, heads: Heads, layers: usize) -> usize;
 
+    /// Width that heads of `head_dim` have in this backend's memory; `head_dim` unless its kernels ask for more.
+    fn padded(&self, head_dim: usize) -> usize {
+        head_dim
+    }
+
     /// Makes `tensor` usable by the operations.
     fn weight(&self, tensor: &Tensor) -> Result<Self::Weight>;
+    /// Makes a projection of attention, or its bias, usable: with zeros for what heads are padded by.
+    fn head_weight(&self, tensor: &Tensor, _heads: Heads, _side: HeadSide) -> Result<Self::Weight> {
+        self.weight(tensor)
+    }
     /// A buffer of `rows × width` numbers.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
     /// Logits of `rows` rows.
@@ -152,8 +172,8 @@ pub trait Backend: Send + Sync {
     /// Room for at most `rows` rows, whose heads are rotated by `angles`.
     fn rows(&self, rows: usize, heads: Heads, angles: &Angles) -> Result<Self::Rows>;
 
-    /// Room for rounds on the device; None where the host drives them.
-    fn round(&self, sizes: RoundSizes, angles: &Angles) -> Result<Option<Self::Round>>;
+    /// Room for rounds on the device over the cache `kv`; None where the host drives them.
+    fn round(&self, sizes: RoundSizes, angles: &Angles, kv: &Self::Kv) -> Result<Option<Self::Round>>;
 
     /// Runs `operations` on decode rows, which follow each other closely, in whatever makes many short ones cheap: on
     /// the CPU, threads that stay awake in between. Changes no result; may be nested.
@@ -189,7 +209,7 @@ pub trait Backend: Send + Sync {
         cache: &Cache,
     ) -> Result<()>;
     /// `out[r] = softmax(q · Kᵀ / √head_dim) · V` over the keys that `mask` lets the row see;
-    /// `out` is `[rows, heads · head_dim]`.
+    /// `out` is `[rows, heads · padded]`.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,

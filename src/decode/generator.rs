@@ -96,8 +96,12 @@ impl<'m, B: Backend> Generator<'m, B> {
         let rows = round_rows.max(prefill_rows);
         let logit_rows = (LOGIT_BYTES / (4 * config.vocab)).clamp(rows_per_round, rows.max(rows_per_round));
         let cache = Cache::new(pages, page, limits.sequences, per_sequence)?;
+        let kv = llama.kv(&cache)?;
+        let sizes =
+            RoundSizes { slots: limits.sequences, max_draft: rows_per_round - 1, vocab: config.vocab };
         Ok(Generator {
-            kv: llama.kv(&cache)?,
+            device: llama.round(sizes, &kv)?,
+            kv,
             cache,
             work: llama.work(rows, logit_rows)?,
             exit_hidden: llama.backend().buffer(round_rows, config.hidden)?,
@@ -108,11 +112,6 @@ impl<'m, B: Backend> Generator<'m, B> {
             p: vec![0.0; config.vocab],
             prefill_rows,
             interrupt: None,
-            device: llama.round(RoundSizes {
-                slots: limits.sequences,
-                max_draft: rows_per_round - 1,
-                vocab: config.vocab,
-            })?,
             plans: Vec::with_capacity(limits.sequences),
             llama,
             limits,

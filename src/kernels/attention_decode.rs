@@ -247,6 +247,32 @@ impl AttentionDecode {
         scratch.map_or(0, |(elements, sums)| elements + sums)
     }
 
+    /// The most that [`AttentionDecode::scratch_bytes`] says for up to so many sequences of up to so many rows, whatever the mask.
+    pub fn most_scratch(
+        &self,
+        sequences: usize,
+        max_rows: usize,
+        heads: usize,
+        layout: &PageLayout,
+        max_keys: usize,
+    ) -> usize {
+        let bytes = |sequences: usize, part_keys: usize| {
+            let rows = sequences.saturating_mul(max_rows).saturating_mul(heads);
+            let part = 4 * layout.head_dim + 8;
+            match max_keys.div_ceil(part_keys) {
+                1 => 0,
+                parts => rows.saturating_mul(parts).saturating_mul(part),
+            }
+        };
+        // Where there is no choice, and as long as segments may be too few for all multiprocessors, a part is a split.
+        let few = self.multiprocessors.saturating_sub(1) / layout.kv_heads.max(1);
+        match self.parts {
+            AttentionParts::Segments => bytes(sequences, SEGMENT),
+            AttentionParts::Splits => bytes(sequences, SPLIT),
+            AttentionParts::Auto => bytes(sequences, SEGMENT).max(bytes(sequences.min(few), SPLIT)),
+        }
+    }
+
     /// Enqueues the kernel, and the combine step where keys may be in several parts. `scratch` has
     /// [`AttentionDecode::scratch_bytes`]; its contents do not matter.
     ///

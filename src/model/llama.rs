@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use crate::{
-    backend::{Angles, Backend, Epilogue, Heads, Input, Norm, Projection, RoundSizes, Row, RowClass},
+    backend::{
+        Angles, Backend, Epilogue, HeadSide, Heads, Input, Norm, Projection, RoundSizes, Row, RowClass,
+    },
     cache::Cache,
     checkpoint::{Checkpoint, Config, Tensor},
     error::{Error, Result},
@@ -29,9 +31,9 @@ pub struct Llama<B: Backend> {
 /// One layer's weights.
 struct Layer<W> {
     input_norm: W,
-    /// `[heads · head_dim, hidden]`, then twice `[kv_heads · head_dim, hidden]`.
+    /// `[heads · padded, hidden]`, then twice `[kv_heads · padded, hidden]`.
     qkv: [Linear<W>; 3],
-    /// `[hidden, heads · head_dim]`.
+    /// `[hidden, heads · padded]`.
     output: Linear<W>,
     post_norm: W,
     /// Twice `[intermediate, hidden]`.
@@ -105,14 +107,17 @@ impl<B: Backend> Llama<B> {
                 format!("{context} is outside 1..={}, the positions this model was made for", config.context),
             ));
         }
-        let heads = Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
+        let Config { heads, kv_heads, head_dim, .. } = config;
+        let heads = Heads { heads, kv_heads, head_dim, padded: backend.padded(head_dim) };
         let Config { hidden, intermediate, .. } = config;
         let (q, kv) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let get = |name: &str, shape: &[usize], bytes: &mut usize| -> Result<B::Weight> {
-            let tensor: Tensor = checkpoint.tensor(name, shape)?;
+        let tensor = |name: &str, shape: &[usize], bytes: &mut usize| -> Result<Tensor> {
+            let tensor = checkpoint.tensor(name, shape)?;
             *bytes += tensor.bytes().len();
-            backend.weight(&tensor)
+            Ok(tensor)
         };
+        let get =
+            |name: &str, shape: &[usize], bytes: &mut usize| backend.weight(&tensor(name, shape, bytes)?);
         let mut layers = Vec::with_capacity(config.layers);
         let mut layer_bytes = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
@@ -120,29 +125,44 @@ impl<B: Backend> Llama<B> {
             let mut norm =
                 |name: &str| get(&format!("model.layers.{index}.{name}.weight"), &[hidden], &mut bytes);
             let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-            let mut linear =
-                |name: &str, outputs: usize, inputs: usize, bias: bool| -> Result<Linear<B::Weight>> {
-                    let name = format!("model.layers.{index}.{name}");
-                    let weight = get(&format!("{name}.weight"), &[outputs, inputs], &mut bytes)?;
-                    let bias =
-                        bias.then(|| get(&format!("{name}.bias"), &[outputs], &mut bytes)).transpose()?;
-                    Ok(Linear { weight, bias })
+            let mut parts = |name: &str, outputs: usize, inputs: usize, bias: bool| {
+                let name = format!("model.layers.{index}.{name}");
+                let weight = tensor(&format!("{name}.weight"), &[outputs, inputs], &mut bytes)?;
+                let bias =
+                    bias.then(|| tensor(&format!("{name}.bias"), &[outputs], &mut bytes)).transpose()?;
+                Ok::<_, Error>((weight, bias))
+            };
+            let mut of_heads = |name: &str, outputs: usize, inputs: usize, side: HeadSide| {
+                let (weight, bias) = parts(name, outputs, inputs, config.attention_bias)?;
+                // What all heads together add to the residual stream has no heads.
+                let of_bias = |bias| match side {
+                    HeadSide::Outputs => backend.head_weight(&bias, heads, side),
+                    HeadSide::Inputs => backend.weight(&bias),
                 };
-            let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+                let weight = backend.head_weight(&weight, heads, side)?;
+                Ok::<_, Error>(Linear { weight, bias: bias.map(of_bias).transpose()? })
+            };
+            let qkv = [
+                of_heads("self_attn.q_proj", q, hidden, HeadSide::Outputs)?,
+                of_heads("self_attn.k_proj", kv, hidden, HeadSide::Outputs)?,
+                of_heads("self_attn.v_proj", kv, hidden, HeadSide::Outputs)?,
+            ];
+            let output = of_heads("self_attn.o_proj", hidden, q, HeadSide::Inputs)?;
+            let mut linear = |name: &str, outputs: usize, inputs: usize| {
+                let (weight, bias) = parts(name, outputs, inputs, config.mlp_bias)?;
+                let bias = bias.map(|bias| backend.weight(&bias)).transpose()?;
+                Ok::<_, Error>(Linear { weight: backend.weight(&weight)?, bias })
+            };
             layers.push(Layer {
                 input_norm,
-                qkv: [
-                    linear("self_attn.q_proj", q, hidden, attention)?,
-                    linear("self_attn.k_proj", kv, hidden, attention)?,
-                    linear("self_attn.v_proj", kv, hidden, attention)?,
-                ],
-                output: linear("self_attn.o_proj", hidden, q, attention)?,
+                qkv,
+                output,
                 post_norm,
                 gate_up: [
-                    linear("mlp.gate_proj", intermediate, hidden, mlp)?,
-                    linear("mlp.up_proj", intermediate, hidden, mlp)?,
+                    linear("mlp.gate_proj", intermediate, hidden)?,
+                    linear("mlp.up_proj", intermediate, hidden)?,
                 ],
-                down: linear("mlp.down_proj", hidden, intermediate, mlp)?,
+                down: linear("mlp.down_proj", hidden, intermediate)?,
             });
             layer_bytes.push(bytes);
         }
@@ -208,8 +228,8 @@ impl<B: Backend> Llama<B> {
     }
 
     /// Room for rounds that stay on the device, if the backend has such.
-    pub(crate) fn round(&self, sizes: RoundSizes) -> Result<Option<B::Round>> {
-        self.backend.round(sizes, &self.angles)
+    pub(crate) fn round(&self, sizes: RoundSizes, kv: &B::Kv) -> Result<Option<B::Round>> {
+        self.backend.round(sizes, &self.angles, kv)
     }
 
     /// Buffers for at most `rows` rows in [`Llama::forward`] and `logit_rows` in [`Llama::head`].
@@ -220,7 +240,7 @@ impl<B: Backend> Llama<B> {
             hidden: buffer(config.hidden)?,
             normed: self.backend.buffer(rows.max(logit_rows), config.hidden)?,
             qkv: buffer(self.heads.qkv())?,
-            attended: buffer(self.heads.heads * self.heads.head_dim)?,
+            attended: buffer(self.heads.heads * self.heads.padded)?,
             gated: buffer(config.intermediate)?,
         };
         Ok(Work {
@@ -405,9 +425,9 @@ impl<B: Backend> Pass<'_, B> {
     fn keys_values(&mut self, index: usize, outputs: Outputs) -> Result<()> {
         let (b, layer) = (&self.llama.backend, &self.llama.layers[index]);
         let Activations { hidden, normed, qkv, .. } = &mut *self.activations;
-        let Heads { heads, kv_heads, head_dim } = self.llama.heads;
+        let Heads { heads, kv_heads, padded, .. } = self.llama.heads;
         let [q, k, v] = &layer.qkv;
-        let parts = [q.at(0), k.at(heads * head_dim), v.at((heads + kv_heads) * head_dim)];
+        let parts = [q.at(0), k.at(heads * padded), v.at((heads + kv_heads) * padded)];
         let wanted = if outputs == Outputs::Hidden { &parts[..] } else { &parts[1..] };
         let norm = Norm { weight: &layer.input_norm, eps: self.llama.config.rms_norm_eps, scratch: normed };
         let input = Input { x: hidden, from: 0, rows: self.count, norm: Some(norm) };

@@ -212,7 +212,7 @@ impl Backend for Cpu {
         Ok(Rows { list: Vec::with_capacity(rows), cos_sin, angles: angles.clone() })
     }
 
-    fn round(&self, _sizes: RoundSizes, _angles: &Angles) -> Result<Option<Self::Round>> {
+    fn round(&self, _sizes: RoundSizes, _angles: &Angles, _kv: &Self::Kv) -> Result<Option<Self::Round>> {
         Ok(None)
     }
 

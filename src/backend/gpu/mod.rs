@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use self::rows::Rotary;
 pub use self::{round::DeviceRound, rows::PassRows};
-use super::{Angles, Backend, Epilogue, Heads, Input, Projection, RoundSizes, Row, RowClass};
+use super::{Angles, Backend, Epilogue, HeadSide, Heads, Input, Projection, RoundSizes, Row, RowClass};
 use crate::{
     cache::Cache,
     checkpoint::{Checkpoint, Dtype, Tensor},
@@ -41,7 +41,7 @@ pub struct Gpu {
     scratch: Mutex<Scratch>,
 }
 
-/// Attention's grows with the rows of a pass, while a generation comes by its first ones.
+/// Attention's is as large as the largest round asks for, and grows with the rows of prompts.
 struct Scratch {
     linear: Buffer,
     attention: Buffer,
@@ -71,7 +71,7 @@ pub struct Logits {
     vocab: usize,
 }
 
-/// Keys and values, `[layer][k, v][pages, kv_heads, PAGE, head_dim]`, and the page table of every sequence.
+/// Keys and values, `[layer][k, v][pages, kv_heads, PAGE, padded]`, and the page table of every sequence.
 pub struct Paged {
     memory: Buffer,
     layout: PageLayout,
@@ -151,7 +151,11 @@ impl Backend for Gpu {
     }
 
     fn page_bytes(&self, heads: Heads, layers: usize) -> usize {
-        2 * layers * heads.kv_heads * PAGE * heads.head_dim * self.dtype.size()
+        2 * layers * heads.kv_heads * PAGE * heads.padded * self.dtype.size()
+    }
+
+    fn padded(&self, head_dim: usize) -> usize {
+        head_dim.next_multiple_of(8)
     }
 
     fn weight(&self, tensor: &Tensor) -> Result<Weight> {
@@ -160,6 +164,27 @@ impl Backend for Gpu {
             false => Buffer::from_slice(&self.stream, &converted(tensor, self.dtype))?,
         };
         Ok(Weight { memory, rows: tensor.rows(), columns: tensor.columns() })
+    }
+
+    fn head_weight(&self, tensor: &Tensor, heads: Heads, side: HeadSide) -> Result<Weight> {
+        let Heads { head_dim, padded, .. } = heads;
+        if head_dim == padded {
+            return self.weight(tensor);
+        }
+        let (rows, columns) = (tensor.rows(), tensor.columns());
+        let wider = |width: usize| width / head_dim * padded;
+        // A bias is one row, its columns are outputs.
+        let (rows, columns, inner) = match side {
+            HeadSide::Outputs if rows > 1 => (wider(rows), columns, columns),
+            _ => (rows, wider(columns), 1),
+        };
+        let numbers = converted(tensor, self.dtype);
+        let mut spread = vec![0; rows * columns];
+        let halves = numbers.chunks_exact(head_dim / 2 * inner);
+        for (to, from) in spread.chunks_exact_mut(padded / 2 * inner).zip(halves) {
+            to[..from.len()].copy_from_slice(from);
+        }
+        Ok(Weight { memory: Buffer::from_slice(&self.stream, &spread)?, rows, columns })
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Activations> {
@@ -187,13 +212,12 @@ impl Backend for Gpu {
     }
 
     fn kv(&self, heads: Heads, layers: usize, cache: &Cache) -> Result<Paged> {
-        if !heads.head_dim.is_multiple_of(8) || heads.head_dim > 256 {
-            let reason =
-                format!("{}; a device takes multiples of 8 up to 256: use --device cpu", heads.head_dim);
+        if heads.padded > 256 {
+            let reason = format!("{}; a device takes up to 256: use --device cpu", heads.head_dim);
             return Err(Error::argument("head_dim", reason));
         }
         let pages = cache.pages();
-        let bytes = (heads.kv_heads * heads.head_dim)
+        let bytes = (heads.kv_heads * heads.padded)
             .checked_mul(2 * layers * PAGE * self.dtype.size())
             .and_then(|bytes| bytes.checked_mul(pages));
         let Some(bytes) = bytes else {
@@ -202,7 +226,7 @@ impl Backend for Gpu {
         let (sequences, entries) = (cache.sequences(), cache.positions_per_sequence() / PAGE);
         Ok(Paged {
             memory: Buffer::new(&self.driver, bytes)?,
-            layout: PageLayout::heads_first(pages, PAGE, heads.kv_heads, heads.head_dim),
+            layout: PageLayout::heads_first(pages, PAGE, heads.kv_heads, heads.padded),
             heads,
             tables: Buffer::new(&self.driver, 4 * sequences * entries)?,
             // No page has this number, so the first rows are uploaded.
@@ -212,12 +236,16 @@ impl Backend for Gpu {
         })
     }
 
-    fn rows(&self, rows: usize, _heads: Heads, angles: &Angles) -> Result<PassRows> {
-        PassRows::new(&self.driver, rows, Rotary::new(&self.stream, angles)?)
+    fn rows(&self, rows: usize, heads: Heads, angles: &Angles) -> Result<PassRows> {
+        PassRows::new(&self.driver, rows, Rotary::new(&self.stream, heads, angles)?)
     }
 
-    fn round(&self, sizes: RoundSizes, angles: &Angles) -> Result<Option<DeviceRound>> {
-        DeviceRound::new(self, sizes, angles).map(Some)
+    fn round(&self, sizes: RoundSizes, angles: &Angles, kv: &Paged) -> Result<Option<DeviceRound>> {
+        let attention = &self.kernels.attention_decode;
+        let (rows, keys) = (sizes.max_draft + 1, kv.entries * PAGE);
+        let needed = attention.most_scratch(sizes.slots, rows, kv.heads.heads, &kv.layout, keys);
+        grow(&self.driver, &mut self.scratch().attention, needed)?;
+        DeviceRound::new(self, sizes, angles, kv).map(Some)
     }
 
     fn set_rows(&self, rows: &mut PassRows, list: &[Row], kv: &mut Paged, cache: &Cache) -> Result<()> {

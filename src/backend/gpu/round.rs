@@ -67,7 +67,7 @@ enum Layout {
 const PARTS: usize = 6;
 
 impl DeviceRound {
-    pub(super) fn new(gpu: &Gpu, sizes: RoundSizes, angles: &Angles) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, sizes: RoundSizes, angles: &Angles, kv: &Paged) -> Result<Self> {
         let RoundSizes { slots, max_draft, vocab } = sizes;
         if max_draft > MAX_DRAFT {
             return Err(Error::argument(
@@ -95,7 +95,7 @@ impl DeviceRound {
             nothing.clone(),
             nothing.clone(),
             nothing,
-            Rotary::new(&gpu.stream, angles)?,
+            Rotary::new(&gpu.stream, kv.heads, angles)?,
         );
         Ok(DeviceRound {
             sizes,

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::SLICE;
 use crate::{
-    backend::{Angles, Row},
+    backend::{Angles, Heads, Row},
     cache::Cache,
     driver::{Buffer, Driver, Stream, View},
     error::Result,
@@ -34,15 +34,17 @@ impl Place {
     }
 }
 
-/// The frequencies that rows are rotated by, f32 `[head_dim / 2]`, and the magnitude.
+/// The frequencies that rows are rotated by, f32 `[padded / 2]`, and the magnitude.
 pub(super) struct Rotary {
     pub frequencies: Buffer,
     pub magnitude: f32,
 }
 
 impl Rotary {
-    pub fn new(stream: &Stream, angles: &Angles) -> Result<Arc<Self>> {
-        let frequencies = Buffer::from_slice(stream, angles.frequencies())?;
+    pub fn new(stream: &Stream, heads: Heads, angles: &Angles) -> Result<Arc<Self>> {
+        let mut frequencies = angles.frequencies().to_vec();
+        frequencies.resize(heads.padded / 2, 0.0);
+        let frequencies = Buffer::from_slice(stream, &frequencies)?;
         Ok(Arc::new(Rotary { frequencies, magnitude: angles.magnitude() }))
     }
 }
