@@ -101,10 +101,6 @@ template <typename T> __device__ __forceinline__ void add_bias(float (&y)[8], ui
     for (int i = 0; i < 8; i++) y[i] += values[i];
 }
 
-__device__ __forceinline__ float silu(float x) {
-    return __fdividef(x, 1 + exp2_approx(-LOG2_E * x));
-}
-
 template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void linear(const WlLinear& p) {
     constexpr int ROW_TILES = ROWS / 16;
     constexpr int TILE = X_ELEMENTS / ROWS;
@@ -334,7 +330,7 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
                 load_sums(up, sum + FEATURES / 2);
                 add_bias<T>(up, b.bias, feature, count);
 #pragma unroll
-                for (int i = 0; i < 8; i++) y[i] = silu(y[i]) * up[i];
+                for (int i = 0; i < 8; i++) y[i] = silu_times(y[i], up[i]);
             }
         }
         T* const to = global<T>(p.out) + row * p.out_stride + a.column + feature;

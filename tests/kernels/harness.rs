@@ -247,7 +247,12 @@ pub fn assert_as_exact_as_naive(
     let worst = |x: &[f64]| x.iter().zip(reference).map(|(x, r)| (x - r).abs()).fold(0.0, f64::max);
     let shifted: Vec<f64> =
         reference.iter().map(|r| round(round(round(*r, dtype) + 0.3, dtype) - 0.3, dtype)).collect();
-    let bound = factor * worst(naive) + 2.0 * worst(&shifted);
+    let mut bound = factor * worst(naive) + 2.0 * worst(&shifted);
+    if out.len() < 64 {
+        // Of few results the naive ones may all happen to be rounded to the right number.
+        let unit = if dtype == Dtype::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+        bound += 2.0 * unit * reference.iter().fold(0.0, |most: f64, r| most.max(r.abs()));
+    }
     for (i, (out, r)) in out.iter().zip(reference).enumerate() {
         assert!((out - r).abs() <= bound, "{what}: element {i} is {out}, not {r} (± {bound})");
     }

@@ -335,10 +335,11 @@ fn any_shape() {
             SwiGlu => vec![n, n],
             _ => (0..random.range(1, 3)).map(|_| random.range(1, 200)).collect(),
         };
+        let n = features.iter().sum::<usize>();
         let eights = random.pick(&[1, 1, 8]);
         let inputs = random.range(1, 1500 / eights) * eights;
         let gaps = [0, 1, 2].map(|_| random.range(0, 2) * eights);
-        let (rows, dtype) = (random.range(1, 64), random.pick(&TYPES));
+        let (rows, dtype) = (random.range(64usize.div_ceil(n), 64), random.pick(&TYPES));
         let (norm, bias) = (random.pick(&[true, false]), random.pick(&[true, false]));
         let shape = Shape { dtype, rows, inputs, features: &features, epilogue, norm, bias, gaps };
         shape.fill(&mut random).check(random.one_of(&rigs));
