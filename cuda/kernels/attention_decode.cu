@@ -86,8 +86,8 @@ __device__ __forceinline__ Sequence sequence(const WlAttentionDecode& p, int ind
     const int begin = global<const int>(p.offsets)[index], end = global<const int>(p.offsets)[index + 1];
     const int keys = global<const int>(p.lengths)[index];
     const int slot = p.slots ? global<const int>(p.slots)[index] : index;
-    const bool valid = begin >= 0 && begin <= end && end <= p.tokens && end - begin <= p.max_rows && keys >= 0 &&
-                       keys <= p.max_keys && slot >= 0 && slot < p.table_rows;
+    const bool valid = begin >= 0 && begin <= end && end <= p.tokens && end - begin <= p.max_rows &&
+                       uint32_t(keys) <= uint32_t(p.max_keys) && uint32_t(slot) < uint32_t(p.table_rows);
     const int* table = global<const int>(p.pages.table) + int64_t(slot) * p.pages.table_stride;
     return {begin, valid ? end - begin : 0, keys, table};
 }
@@ -191,9 +191,9 @@ template <typename T, int D, int PART> struct Stream {
         if (split >= last || lane_id() >= SPLIT / 8 || !seen.touches(key, key + 8)) return 0;
         const int index = key / p.pages.page_size;
         if (index >= p.pages.table_stride) return -1;
-        const int page = table[index];
-        if (page < 0 || page >= p.pages.pages) return -1;
-        return page * p.pages.page_stride + key % p.pages.page_size * p.pages.slot_stride;
+        const uint32_t page = table[index];
+        if (page >= uint32_t(p.pages.pages)) return -1;
+        return int64_t(page) * p.pages.page_stride + key % p.pages.page_size * p.pages.slot_stride;
     }
     __device__ __forceinline__ Place place(int split) const {
         return {tiles_of(split), seen.bits<4>(split * SPLIT + lane_id() / 8), locate(split)};
