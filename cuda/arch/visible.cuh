@@ -7,11 +7,11 @@ namespace wl {
 
 // Bits 0 to n - 1, for any n.
 __device__ __forceinline__ uint32_t bits_below(int n) {
-    return n >= 32 ? 0xffffffff : (1u << max(n, 0)) - 1;
+    return uint32_t((uint64_t(1) << min(max(n, 0), 32)) - 1);
 }
 
-// The keys [0, prefix) and [lo, hi), which do not touch; hi = 0 where there is no interval. Also what several rows see
-// together.
+// The keys [0, prefix) and [lo, hi), which may overlap; hi = 0 where there is no interval. `lo` may be negative. Also what
+// several rows see together.
 struct Visible {
     int prefix, lo, hi;
 
@@ -46,12 +46,6 @@ struct Visible {
     }
 };
 
-__device__ __forceinline__ Visible joined(int prefix, int lo, int hi) {
-    if (lo >= hi) return {prefix, 0, 0};
-    // A prefix that touches the interval makes one run from 0 of the two.
-    return prefix >= lo ? Visible{0, 0, max(hi, prefix)} : Visible{prefix, lo, hi};
-}
-
 // What the row at position q sees of `keys` keys; nothing for q < 0. With `document` > 0 it sees nothing before that.
 // No number in `mask` is over 2^28, nor is `keys`, so that sums stay within int.
 __device__ __forceinline__ Visible visible(const WlMask& mask, int q, int keys, int document) {
@@ -70,10 +64,10 @@ __device__ __forceinline__ Visible visible(const WlMask& mask, int q, int keys, 
     const bool causal = mask.pattern <= WL_OVERLAP;
     // A global token of a bidirectional pattern sees everything as a query, too.
     if (!causal && q < mask.prefix) lo = 0, hi = keys;
-    lo = max(lo, 0);
     hi = min(hi, keys);
-    if (document > 0) return joined(0, max(lo, document), hi);
-    return joined(min(causal ? min(mask.prefix, q + 1) : mask.prefix, keys), lo, hi);
+    int prefix = min(causal ? min(mask.prefix, q + 1) : mask.prefix, keys);
+    if (document > 0) prefix = 0, lo = max(lo, document);
+    return lo < hi ? Visible{prefix, lo, hi} : Visible{prefix, 0, 0};
 }
 
 }  // namespace wl

@@ -86,8 +86,9 @@ __device__ __forceinline__ Sequence sequence(const WlAttentionDecode& p, int ind
     const int begin = global<const int>(p.offsets)[index], end = global<const int>(p.offsets)[index + 1];
     const int keys = global<const int>(p.lengths)[index];
     const int slot = p.slots ? global<const int>(p.slots)[index] : index;
-    const bool valid = begin >= 0 && begin <= end && end <= p.tokens && end - begin <= p.max_rows &&
-                       uint32_t(keys) <= uint32_t(p.max_keys) && uint32_t(slot) < uint32_t(p.table_rows);
+    const bool valid = uint32_t(begin) <= uint32_t(end) && uint32_t(end) <= uint32_t(p.tokens) &&
+                       end - begin <= p.max_rows && uint32_t(keys) <= uint32_t(p.max_keys) &&
+                       uint32_t(slot) < uint32_t(p.table_rows);
     const int* table = global<const int>(p.pages.table) + int64_t(slot) * p.pages.table_stride;
     return {begin, valid ? end - begin : 0, keys, table};
 }
@@ -109,7 +110,8 @@ __device__ __forceinline__ Visible visible_to_any(const WlAttentionDecode& p, co
         prefix = max(prefix, of_row.prefix);
         if (of_row.hi > of_row.lo) lo = min(lo, of_row.lo), hi = max(hi, of_row.hi);
     }
-    return joined(warp_max(prefix), warp_min(lo), warp_max(hi));
+    hi = warp_max(hi);
+    return {warp_max(prefix), hi > 0 ? warp_min(lo) : 0, hi};
 }
 
 // ---- merging
@@ -129,12 +131,13 @@ __device__ __forceinline__ float merged(float a, float b, const Merge& by) {
     return __fmaf_rn(b, by.add, __fmul_rn(a, by.keep));
 }
 
-// Writes columns `column` to `column` + 4 of a row that all parts have been merged to, and its lse.
+// Writes columns `column` to `column` + 4 of a row that all parts have been merged to, and its lse. Products are rounded as
+// they are written: here, too, two kernels must not differ in what the compiler contracts.
 template <typename T>
 __device__ __forceinline__ void finish(const WlAttentionDecode& p, int64_t token, int head, int column, float m,
                                        float l, float4 o) {
     if (p.sinks && l != 0) {
-        const Merge by = merge(m, global<const float>(p.sinks)[head] * LOG2_E);
+        const Merge by = merge(m, __fmul_rn(global<const float>(p.sinks)[head], LOG2_E));
         m = by.m;
         l = merged(l, 1, by);
         o = {merged(o.x, 0, by), merged(o.y, 0, by), merged(o.z, 0, by), merged(o.w, 0, by)};
@@ -147,7 +150,7 @@ __device__ __forceinline__ void finish(const WlAttentionDecode& p, int64_t token
                                           pack<T>(__fmaf_rn(o.z, inverse, 0), __fmaf_rn(o.w, inverse, 0))};
     }
     if (p.lse && column == 0) {
-        global<float>(p.lse)[int64_t(head) * p.tokens + token] = l == 0 ? NOTHING : LN_2 * (m + log2f(l));
+        global<float>(p.lse)[int64_t(head) * p.tokens + token] = __fmul_rn(LN_2, __fadd_rn(m, log2f(l)));
     }
 }
 

@@ -319,7 +319,7 @@ impl Case {
         let splits = self.check(rig);
         self.parts = AttentionParts::Segments;
         let segments = self.run(rig);
-        assert_same(&splits, &segments, "splits and segments");
+        assert_same(&splits, &segments, &format!("splits and segments of {}", self.mask));
     }
 
     /// One row alone: the sequence ends with it.
@@ -424,7 +424,9 @@ fn bits(x: &[f64]) -> Vec<u64> {
 }
 
 fn assert_same(a: &Run, b: &Run, what: &str) {
-    assert!(bits(&a.out) == bits(&b.out) && bits(&a.lse) == bits(&b.lse), "{what} differ");
+    let first = bits(&a.out).iter().zip(bits(&b.out)).position(|(a, b)| *a != b);
+    assert_eq!(first, None, "{what}: first element of out that differs");
+    assert!(bits(&a.lse) == bits(&b.lse), "{what}: lse differs");
 }
 
 const PATTERNS: [fn(usize) -> Pattern; 7] = [
@@ -452,7 +454,8 @@ fn masks_at_every_edge() {
                 }
             }
             let keys = random.range(260, 280);
-            case.add(&mut random, keys, 5);
+            // The second begins at the first position, global tokens among its rows.
+            case.add(&mut random, keys, 5).add(&mut random, 61, 61);
             case.check_parts(&rig);
         }
     }
@@ -620,6 +623,29 @@ fn positions_far_apart() {
     // Beyond the last key, and where the sum with a window would not fit.
     (case.sequences[0].rows[0].position, case.sequences[0].rows[1].position) = (2905, i32::MAX);
     case.check_parts(&rig);
+    case.mask = Mask::CAUSAL;
+    case.check_parts(&rig);
+}
+
+/// A sum that underflows to −0, and a part that the row does not see after it: +0 with and without.
+#[test]
+fn a_zero_has_one_sign() {
+    let mut random = Random::new("attention zero");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, Mask::CAUSAL);
+    case.add(&mut random, 257, 2);
+    case.scale = 1.0;
+    let s = &mut case.sequences[0];
+    s.rows.iter_mut().for_each(|row| row.q = vec![1.0; 8]);
+    // Weights of the second split are near 2^-120, its values -2^-40.
+    s.k = (0..257 * 8).map(|i| if i < 128 * 8 { 10.375 } else { 0.0 }).collect();
+    s.v = (0..257 * 8).map(|i| if i < 128 * 8 { 0.0 } else { -(2f64.powi(-40)) }).collect();
+    for parts in [AttentionParts::Splits, AttentionParts::Segments] {
+        case.parts = parts;
+        let (run, alone) = (case.run(&rig), case.alone(0, 0).run(&rig));
+        assert!(bits(&alone.out).iter().all(|bits| *bits == 0));
+        assert_eq!(bits(&run.out[..8]), bits(&alone.out));
+    }
 }
 
 /// A row that sees a key without a page is NaN; others are as they were.
@@ -694,7 +720,10 @@ fn numbers_out_of_range() {
         launch([-1, 140, 9], offsets, slots, &[1, 2]);
         launch([30, 141, i32::MAX], offsets, slots, &[0]);
         launch(lengths, [0, 2, 4, 7], slots, &[0, 1]);
+        launch(lengths, [0, 2, 5, 7], slots, &[0]);
+        launch(lengths, [0, 3, 3, 6], slots, &[]);
         launch(lengths, [-1, 2, 4, 6], slots, &[1, 2]);
+        launch(lengths, [-1, 1, 4, 6], slots, &[2]);
         launch(lengths, [0, 2, i32::MIN, 6], slots, &[0]);
         launch(lengths, [2, 0, -2, 6], slots, &[]);
         launch(lengths, offsets, [0, -1, 2], &[0, 2]);
