@@ -1,7 +1,8 @@
 // Copies from global to shared memory that go on while the thread computes (sm_80 and up).
 //
-// A thread's copies are gathered in groups: `copy` any number, `commit` closes the group, `wait<N>` returns when at most the N
-// youngest groups are still on their way. It speaks for the calling thread alone: a barrier makes the bytes known to others.
+// A thread's copies are gathered in groups: `copy` any number, `commit` closes the group, `wait<N>` returns when at
+// most the N youngest groups are still on their way. It speaks for the calling thread alone: a barrier makes the bytes
+// known to others.
 #pragma once
 #include "ldmatrix.cuh"
 

@@ -10,8 +10,8 @@ __device__ __forceinline__ uint32_t bits_below(int n) {
     return uint32_t((uint64_t(1) << min(max(n, 0), 32)) - 1);
 }
 
-// The keys [0, prefix) and [lo, hi), which may overlap; hi = 0 where there is no interval. `lo` may be negative. Also what
-// several rows see together.
+// The keys [0, prefix) and [lo, hi), which may overlap; hi = 0 where there is no interval. `lo` may be negative. Also
+// what several rows see together.
 struct Visible {
     int prefix, lo, hi;
 

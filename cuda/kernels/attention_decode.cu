@@ -9,26 +9,38 @@
 // Rows. The query heads of one kv head read the same keys, so they are packed with the query rows: packed row r of a
 // sequence is query row r / group, head r % group of its group. 16 packed rows are the height of an mma, hence of a
 // warp. 1, 2 or 4 warps, as the launch chooses, stand over the same keys: 16, 32 or 64 packed rows (at D = 256 up to
-// 32) for one reading of K and V.
+// 32) for one reading of K and V. D is head_dim padded to 64, 128 or 256.
 //
-// Keys. The order in which they are summed follows from their absolute positions, or a window, a longer context or
-// another grid would change a row's bits:
+// Keys. The order in which they are summed follows from their absolute positions:
 //   tile     16 keys: a step of the pipeline, and of an mma over keys;
 //   split    128 keys: a warp holds its rows' scores of all of them, so they have one maximum, and o is not rescaled;
 //   segment  2048 keys: its splits are merged one after the other, from the first to the last; then so are segments.
-// Parts are merged by one function, `merged`, wherever that happens, and to merge a part without keys changes nothing.
-// So it does not matter who merges, and there are two ways:
-//   _split    A CTA attends to one split, and writes its part (m, l, o): maximum, sum, output before the division by l.
-//             This is for few sequences.
+// What a CTA or a launch makes of its keys is a part: (m, l, o), the maximum, the sum, and the output before it is
+// divided by l. There are two ways:
+//   _split    A CTA attends to one split with one column of warps. Its part is that split. This is for few sequences.
 //   _segment  A CTA has two columns of warps, which take splits in turn, and merges what they find in shared memory.
 //             Its part is a segment.
 //   _combine  merges the parts of a row: a segment's in a warp, then the segments.
 // Where all keys that there may be are one part, it is written as output, and nothing is combined.
 //
+// A row's bits depend on what it sees alone, not on the rows beside it, the grid, the pages or a longer context. For a
+// key that it does not see adds 0 to its sums, and 0 * v to o, as if the tile had been skipped. A split that it does
+// not see makes the part (-inf, 0, 0), and to merge that changes nothing, as if it had not been merged. Splits and
+// segments begin at multiples of their size; and whoever merges, in whichever kernel, takes them in the same order and
+// by one function, `merged`, whose roundings are spelled out.
+//
 // Grid of _split and _segment: (parts, kv_heads * blocks of packed rows, sequences). CTA x takes the x-th part that its
 // rows see, so that a window's CTAs do not grow in number with its context; should there be more parts, it goes on in
 // strides.
 //
+// Bytes. Of global memory:
+//   K and V  A tile is copied past L1 into the ring by one warp, 16 bytes a lane and copy. All warps of the column read
+//            it there, each once, as operands of mma. Blocks of packed rows, where there are several, each read it.
+//   pages    Each warp reads the ids of a split's pages, a lane those of 8 keys, one split ahead of the first copy.
+//   q        The first column copies it, once in a CTA.
+//   parts    f32 [rows, heads, parts of max_keys, head_dim], and (m, l) [rows, heads, parts of max_keys]: a part of a
+//            row is written by one warp, and read by one of _combine if the row sees any of its keys.
+//   out      Written by the CTA whose part is everything, or by _combine.
 // A layer of Llama 3 8B (32 heads over 8 kv heads of 128, bf16), per 4096 keys of a sequence:
 //                                                     1 row          8 rows
 //   K and V: keys * kv_heads * D * 2 * 2 bytes        16.8 MB        16.8 MB
@@ -43,10 +55,22 @@
 //   ring    T [columns][SLOTS][16 keys][D]            tiles of K and V on their way
 //   folded  f32 [warps of a column][16 rows][D + 8]   what has been merged: o, and (m, l) once for each lane of a quad
 //   query   T [warps of a column][16 rows][D]         where `folded` will be; at D = 256, where it stays, after it
-// At D = 128 that is 72 KB for 16 packed rows, three CTAs an SM of an H100, and 98 KB for 64. A row of a tile is 2 D
-// bytes: 16-byte chunk c of row r lies at c ^ (r % 8), and so the eight rows that ldmatrix reads in a phase lie in
-// eight different groups of banks. A row of `folded` is 8 floats longer than D, and so the rows of a warp's lanes begin
-// in different banks.
+// A row of a tile is 2 D bytes: 16-byte chunk c of row r lies at c ^ (r % 8), and so the eight rows that ldmatrix reads
+// in a phase lie in eight different groups of banks. A row of `folded` is 8 floats longer than D, and so the rows of a
+// warp's lanes begin in different banks.
+//
+// Registers of a lane, of its warp's 16 rows: 64 scores of a split, which become 32 pairs of weights before V comes;
+// D / 2 elements of o; D / 4 registers of q, but none at D = 256, where q is read from shared memory again for each
+// tile. By ptxas for sm_80 / sm_90, with no spill; and the CTAs for which an SM of an A100 / H100 then has room:
+//                                 _split                _segment
+//             rows    shared      registers    CTAs     registers    CTAs
+//   D = 64    16      36.5 KB     189 / 190    4 / 6    220 / 226    4 / 4
+//             64      50 KB                    2 / 2                 1 / 1
+//   D = 128   16      72.5 KB     196 / 224    2 / 3    226 / 232    2 / 3
+//             64      98 KB                    1 / 2                 1 / 1
+//   D = 256   16      56.5 KB     254 / 255    2 / 3    252 / 254    2 / 3
+//             32      81 KB                    2 / 2                 2 / 2
+// _combine has 116 / 115 registers, and 1 KB of shared memory for each of 8 warps.
 #include "arch/cp_async.cuh"
 #include "arch/ldmatrix.cuh"
 #include "arch/math.cuh"
@@ -114,46 +138,6 @@ __device__ __forceinline__ Visible visible_to_any(const WlAttentionDecode& p, co
     return {warp_max(prefix), hi > 0 ? warp_min(lo) : 0, hi};
 }
 
-// ---- merging
-
-// How two parts with maxima a and b, in this order, make one with maximum m.
-struct Merge {
-    float m, keep, add;
-};
-__device__ __forceinline__ Merge merge(float a, float b) {
-    const float m = fmaxf(a, b);
-    const float base = m == NOTHING ? 0 : m;
-    return {m, exp2_approx(a - base), exp2_approx(b - base)};
-}
-// Their sums, and elements of o. A part without keys is (-inf, 0, 0): it adds 0 * 0 to 1 * a, or leaves 1 * b of the
-// two.
-__device__ __forceinline__ float merged(float a, float b, const Merge& by) {
-    return __fmaf_rn(b, by.add, __fmul_rn(a, by.keep));
-}
-
-// Writes columns `column` to `column` + 4 of a row that all parts have been merged to, and its lse. Products are rounded as
-// they are written: here, too, two kernels must not differ in what the compiler contracts.
-template <typename T>
-__device__ __forceinline__ void finish(const WlAttentionDecode& p, int64_t token, int head, int column, float m,
-                                       float l, float4 o) {
-    if (p.sinks && l != 0) {
-        const Merge by = merge(m, __fmul_rn(global<const float>(p.sinks)[head], LOG2_E));
-        m = by.m;
-        l = merged(l, 1, by);
-        o = {merged(o.x, 0, by), merged(o.y, 0, by), merged(o.z, 0, by), merged(o.w, 0, by)};
-    }
-    const float inverse = l == 0 ? 0 : __frcp_rn(l);
-    if (column < p.head_dim) {
-        T* out = global<T>(p.out) + token * p.out_stride + int64_t(head) * p.head_dim + column;
-        // Whether a sum is -0 or +0 depends on what was skipped. Here either becomes +0.
-        *reinterpret_cast<uint2*>(out) = {pack<T>(__fmaf_rn(o.x, inverse, 0), __fmaf_rn(o.y, inverse, 0)),
-                                          pack<T>(__fmaf_rn(o.z, inverse, 0), __fmaf_rn(o.w, inverse, 0))};
-    }
-    if (p.lse && column == 0) {
-        global<float>(p.lse)[int64_t(head) * p.tokens + token] = __fmul_rn(LN_2, __fadd_rn(m, log2f(l)));
-    }
-}
-
 // ---- keys and values on their way into shared memory
 
 // Where 16-byte chunk `chunk` of row `row` of a tile lies in it.
@@ -173,36 +157,35 @@ template <typename T, int D, int PART> struct Stream {
     uint32_t ring;     // of the column
     int column, warps, warp;
 
-    // Where the keys of a split lie.
+    // Where the keys of a split lie. Eight keys lie together, for a page holds a multiple of eight.
     struct Place {
-        uint32_t tiles;  // bit i: rows see keys of tile i
-        uint32_t keys;   // bit i: rows see key lane / 8 + 4 i, which this lane copies
-        int64_t at;      // in lane i < 16: elements from the head's first to key 8 i
+        uint32_t eights;  // bit i: rows see some of keys 8 i to 8 i + 8
+        uint32_t keys;    // bit i: rows see key lane / 8 + 4 i, which this lane copies
+        int64_t at;       // in lane i: elements from the head's first to key 8 i; -1 if there is no such page
+
+        __device__ __forceinline__ bool has_tile(int tile) const {
+            return eights >> 2 * tile & 3;
+        }
     };
     int split, last;   // the split that is computed on, and the end of the part
     Place here, next;  // of that split, and of the column's next one, whose first tiles are copied meanwhile
 
-    __device__ __forceinline__ uint32_t tiles_of(int split) const {
-        const int key = split * SPLIT + TILE * lane_id();
-        return __ballot_sync(ALL_LANES, split < last && lane_id() < TILES && seen.touches(key, key + TILE));
-    }
-
-    // `at` of a split. Eight keys lie together, for a page holds a multiple of eight. -1 if rows see some of them, and
-    // there is no such page.
-    __device__ __forceinline__ int64_t locate(int split) const {
+    __device__ __forceinline__ Place place(int split) const {
         const int key = split * SPLIT + 8 * lane_id();
-        if (split >= last || lane_id() >= SPLIT / 8 || !seen.touches(key, key + 8)) return 0;
+        const bool needed = split < last && lane_id() < SPLIT / 8 && seen.touches(key, key + 8);
+        const uint32_t keys = seen.bits<4>(split * SPLIT + lane_id() / 8);
+        return {__ballot_sync(ALL_LANES, needed), keys, needed ? locate(key) : 0};
+    }
+    __device__ __forceinline__ int64_t locate(int key) const {
         const int index = key / p.pages.page_size;
         if (index >= p.pages.table_stride) return -1;
         const uint32_t page = table[index];
         if (page >= uint32_t(p.pages.pages)) return -1;
         return int64_t(page) * p.pages.page_stride + key % p.pages.page_size * p.pages.slot_stride;
     }
-    __device__ __forceinline__ Place place(int split) const {
-        return {tiles_of(split), seen.bits<4>(split * SPLIT + lane_id() / 8), locate(split)};
-    }
 
-    // What no row sees, and columns past head_dim, become zeros: 0 * NaN would be NaN in an mma.
+    // 32 D bytes, D of each lane. What no row sees, and columns past head_dim, become zeros: 0 * NaN would be NaN in an
+    // mma.
     __device__ __forceinline__ void copy_tile(uint32_t to, const T* head, const Place& from, int tile) const {
         const int64_t eighths[2] = {__shfl_sync(ALL_LANES, from.at, 2 * tile),
                                     __shfl_sync(ALL_LANES, from.at, 2 * tile + 1)};
@@ -226,7 +209,7 @@ template <typename T, int D, int PART> struct Stream {
         const bool of_next = step >= STEPS, of_k = step % STEPS < TILES;
         const int tile = step % TILES;
         const Place& from = of_next ? next : here;
-        if ((from.tiles >> tile & 1) && (step & (warps - 1)) == warp) {
+        if (from.has_tile(tile) && (step & (warps - 1)) == warp) {
             copy_tile(ring + step % S::SLOTS * S::TILE_BYTES, of_k ? k : v, from, tile);
         }
         commit_copies();
@@ -308,8 +291,7 @@ struct Rows {
 
 // A row's tree on 32 keys, the first of them n keys before those that have a bit; such keys need none.
 __device__ __forceinline__ uint32_t tree_bits(uint64_t tree, int n) {
-    if (n > 0) return n < 32 ? uint32_t(tree << n) | bits_below(n) : 0xffffffff;
-    return n > -64 ? uint32_t(tree >> -n) : 0;
+    return n > 0 ? uint32_t(tree << min(n, 32)) | bits_below(n) : uint32_t(tree >> min(-n, 63));
 }
 
 // Hides from each row what it does not see: its score becomes -inf. Bit i of `missing` says that there is no page of
@@ -340,7 +322,8 @@ __device__ __forceinline__ void hide(const WlAttentionDecode& p, const Rows& row
 }
 
 // The rows' part of a split. For each 16 keys that rows see: 64 D bytes of K and V arrive; each warp reads them once
-// from shared memory, by D / 8 ldmatrix of 512 bytes, and makes D / 4 mma of them, 1024 D FLOP. Besides, 256 exp2.
+// from shared memory, by D / 8 ldmatrix of 512 bytes, and makes D / 4 mma of them, 1024 D FLOP. Besides, 256 exp2. Of
+// both halves of bytes and FLOP, K's are in the first loop and V's in the last.
 template <typename T, int D, int PART>
 __device__ __forceinline__ void attend(const WlAttentionDecode& p, const Stream<T, D, PART>& stream,
                                        const Query<T, D, PART>& query, const Rows& rows, int keys, Part<D>& part) {
@@ -348,7 +331,7 @@ __device__ __forceinline__ void attend(const WlAttentionDecode& p, const Stream<
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
         const uint32_t k = stream.tile(tile);
-        if (stream.here.tiles >> tile & 1) {
+        if (stream.here.has_tile(tile)) {
             // Even and odd steps over D in sums of their own: chains of mma half as long.
             float odd[2][4] = {};
 #pragma unroll
@@ -412,7 +395,7 @@ __device__ __forceinline__ void attend(const WlAttentionDecode& p, const Stream<
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
         const uint32_t v = stream.tile(TILES + tile);
-        if (stream.here.tiles >> tile & 1) {
+        if (stream.here.has_tile(tile)) {
 #pragma unroll
             for (int n = 0; n < D / 16; n++) {
                 uint32_t b[4];
@@ -425,8 +408,26 @@ __device__ __forceinline__ void attend(const WlAttentionDecode& p, const Stream<
     }
 }
 
+// ---- merging
+
+// How two parts with maxima a and b, in this order, make one with maximum m.
+struct Merge {
+    float m, keep, add;
+};
+__device__ __forceinline__ Merge merge(float a, float b) {
+    const float m = fmaxf(a, b);
+    const float base = m == NOTHING ? 0 : m;
+    return {m, exp2_approx(a - base), exp2_approx(b - base)};
+}
+// Their sums, and elements of o. A part without keys is (-inf, 0, 0): it adds 0 * 0 to 1 * a, or leaves 1 * b of the
+// two.
+__device__ __forceinline__ float merged(float a, float b, const Merge& by) {
+    return __fmaf_rn(b, by.add, __fmul_rn(a, by.keep));
+}
+
 // Merges a warp's part into its 16 rows of `folded`, or begins them with it. A lane touches its own columns of o, and
-// after the columns its own copy of (m, l): nothing of another lane.
+// after the columns its own copy of (m, l): nothing of another lane. Of a split, 64 D bytes are read and 64 D written;
+// its K and V have 512 D.
 template <int D> __device__ __forceinline__ void fold(float* folded, bool first, const Part<D>& part) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -444,54 +445,123 @@ template <int D> __device__ __forceinline__ void fold(float* folded, bool first,
     }
 }
 
-// ---- the entries
+// Writes columns `column` to `column` + 4 of a row that all parts have been merged to, and its lse. Products are
+// rounded as they are written: here, too, two kernels must not differ in what the compiler contracts.
+template <typename T>
+__device__ __forceinline__ void finish(const WlAttentionDecode& p, int64_t token, int head, int column, float m,
+                                       float l, float4 o) {
+    if (p.sinks && l != 0) {
+        const Merge by = merge(m, __fmul_rn(global<const float>(p.sinks)[head], LOG2_E));
+        m = by.m;
+        l = merged(l, 1, by);
+        o = {merged(o.x, 0, by), merged(o.y, 0, by), merged(o.z, 0, by), merged(o.w, 0, by)};
+    }
+    const float inverse = l == 0 ? 0 : __frcp_rn(l);
+    if (column < p.head_dim) {
+        T* out = global<T>(p.out) + token * p.out_stride + int64_t(head) * p.head_dim + column;
+        // Whether a sum is -0 or +0 depends on what was skipped. Here either becomes +0.
+        *reinterpret_cast<uint2*>(out) = {pack<T>(__fmaf_rn(o.x, inverse, 0), __fmaf_rn(o.y, inverse, 0)),
+                                          pack<T>(__fmaf_rn(o.z, inverse, 0), __fmaf_rn(o.w, inverse, 0))};
+    }
+    if (p.lse && column == 0) {
+        global<float>(p.lse)[int64_t(head) * p.tokens + token] = __fmul_rn(LN_2, __fadd_rn(m, log2f(l)));
+    }
+}
+
+// ---- a CTA
+
+// The packed rows of a CTA.
+struct Block {
+    int first, end;  // of the sequence's
+    int group, kv_head;
+
+    __device__ __forceinline__ bool has(int packed) const {
+        return packed < end;
+    }
+    // Of the sequence's query rows, and of all heads.
+    __device__ __forceinline__ int row(int packed) const {
+        return packed / group;
+    }
+    __device__ __forceinline__ int head(int packed) const {
+        return kv_head * group + packed % group;
+    }
+};
+
+// Starts the copy of a warp's query rows, 16 packed rows from `first` on. Those past the sequence's, and dead ones, are
+// zeros.
+template <typename T, int D>
+__device__ __forceinline__ void copy_query(const WlAttentionDecode& p, const Sequence& s, const Block& block,
+                                           int first, uint32_t to) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = lane_id() / 8 + 4 * i, at = first + row;
+        const bool live = block.has(at) && position(p, s, block.row(at)) >= 0;
+        const T* from =
+            global<const T>(p.q) + (s.first + block.row(at)) * p.q_stride + int64_t(block.head(at)) * p.head_dim;
+#pragma unroll
+        for (int c = 0; c < D / 64; c++) {
+            const int chunk = lane_id() % 8 + 8 * c;
+            copy_async(to + chunk_offset<D>(row, chunk), from + chunk * 8, live && chunk * 8 < p.head_dim);
+        }
+    }
+}
+
+// Writes what the columns have merged, a row by each warp: part `index` of `most_parts`, or the output if it is the
+// only one.
+template <typename T, int D>
+__device__ __forceinline__ void write_part(const WlAttentionDecode& p, const Sequence& s, const Block& block,
+                                           int most_parts, int index, const float* folded) {
+    for (int row = warp_id(); block.has(block.first + row); row += blockDim.x / 32) {
+        const int64_t token = s.first + block.row(block.first + row);
+        const int head = block.head(block.first + row);
+        const float* from = folded + row * (D + 8);
+        const float m = from[D], l = from[D + 1];
+        const int64_t part = (token * p.heads + head) * most_parts + index;
+#pragma unroll
+        for (int at = 4 * lane_id(); at < D; at += 128) {
+            const float4 o = *reinterpret_cast<const float4*>(from + at);
+            if (most_parts == 1) {
+                finish<T>(p, token, head, at, m, l, o);
+            } else if (at < p.head_dim) {
+                *reinterpret_cast<float4*>(global<float>(p.parts) + part * p.head_dim + at) = o;
+            }
+        }
+        if (most_parts > 1 && lane_id() == 0) global<float2>(p.sums)[part] = {m, l};
+    }
+}
 
 template <typename T, int D, int PART>
 __device__ __forceinline__ void attention_decode(const WlAttentionDecode& p) {
     using S = Shape<D, PART>;
     extern __shared__ __align__(128) unsigned char shared[];
     const int warps = blockDim.x / 32 / S::COLUMNS, column = warp_id() / warps, warp = warp_id() % warps;
-    const int group = p.heads / p.kv_heads, kv_head = blockIdx.y % p.kv_heads;
+
+    // Which rows, what they see together, and in how many parts.
     const Sequence s = sequence(p, blockIdx.z);
-    const int packed = blockIdx.y / p.kv_heads * 16 * warps;
-    const int packed_end = min(packed + 16 * warps, s.rows * group);
-    if (packed >= packed_end) return;
-    const Visible seen = visible_to_any(p, s, packed / group, (packed_end - 1) / group);
+    const int group = p.heads / p.kv_heads, packed = blockIdx.y / p.kv_heads * 16 * warps;
+    const Block block = {packed, min(packed + 16 * warps, s.rows * group), group, int(blockIdx.y % p.kv_heads)};
+    if (block.first >= block.end) return;
+    const Visible seen = visible_to_any(p, s, block.row(block.first), block.row(block.end - 1));
     const int most_parts = (p.max_keys + PART - 1) / PART;
     const int parts = most_parts == 1 ? 1 : seen.parts<PART>();
     if (blockIdx.x >= parts) return;
+
+    const uint32_t ring = shared_address(shared) + column * S::SLOTS * S::TILE_BYTES;
     float* folded = reinterpret_cast<float*>(shared + S::RING_BYTES);
     const uint32_t query_bytes = S::QUERY_IN_REGISTERS ? 0 : 16 * warps * S::FOLDED_STRIDE * sizeof(float);
     Query<T, D, PART> query = {shared_address(folded) + query_bytes + warp * S::TILE_BYTES};
-
-    // The query rows; those past the sequence's, and dead ones, are zeros.
-    if (column == 0) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = lane_id() / 8 + 4 * i, at = packed + 16 * warp + row;
-            const bool live = at < packed_end && position(p, s, at / group) >= 0;
-            const T* from = global<const T>(p.q) + (s.first + at / group) * p.q_stride +
-                            int64_t(kv_head * group + at % group) * p.head_dim;
-#pragma unroll
-            for (int c = 0; c < D / 64; c++) {
-                const int chunk = lane_id() % 8 + 8 * c;
-                const uint32_t to = query.address + chunk_offset<D>(row, chunk);
-                copy_async(to, from + chunk * 8, live && chunk * 8 < p.head_dim);
-            }
-        }
-    }
+    if (column == 0) copy_query<T, D>(p, s, block, block.first + 16 * warp, query.address);
     commit_copies();
 
     Rows rows;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int at = packed + 16 * warp + lane_id() / 4 + 8 * r;
-        rows.token[r] = at < packed_end ? s.first + at / group : -1;
-        rows.visible[r] = at < packed_end ? visible(p, s, at / group) : Visible{0, 0, INT_MAX};
+        const int at = block.first + 16 * warp + lane_id() / 4 + 8 * r;
+        rows.token[r] = block.has(at) ? s.first + block.row(at) : -1;
+        rows.visible[r] = block.has(at) ? visible(p, s, block.row(at)) : Visible{0, 0, INT_MAX};
     }
-    const T* k = global<const T>(p.pages.k) + kv_head * p.pages.head_stride;
-    const T* v = global<const T>(p.pages.v) + kv_head * p.pages.head_stride;
-    const uint32_t ring = shared_address(shared) + column * S::SLOTS * S::TILE_BYTES;
+    const T* k = global<const T>(p.pages.k) + block.kv_head * p.pages.head_stride;
+    const T* v = global<const T>(p.pages.v) + block.kv_head * p.pages.head_stride;
     Stream<T, D, PART> stream = {p, s.table, k, v, seen, ring, column, warps, warp};
 
     for (int number = blockIdx.x; number < parts; number += gridDim.x) {
@@ -517,33 +587,18 @@ __device__ __forceinline__ void attention_decode(const WlAttentionDecode& p) {
             for (int turn = 0; turn < S::COLUMNS; turn++) {
                 __syncthreads();
                 const bool begins = round == first && turn == 0;
-                if (turn == column && (begins || stream.here.tiles)) {
+                if (turn == column && (begins || stream.here.eights)) {
                     fold<D>(folded + 16 * warp * S::FOLDED_STRIDE, begins, part);
                 }
             }
             stream.advance();
         }
         __syncthreads();
-
-        for (int row = warp_id(); row < packed_end - packed; row += blockDim.x / 32) {
-            const int64_t token = s.first + (packed + row) / group;
-            const int head = kv_head * group + (packed + row) % group;
-            const float* from = folded + row * S::FOLDED_STRIDE;
-            const float m = from[D], l = from[D + 1];
-            const int64_t part = (token * p.heads + head) * most_parts + index;
-#pragma unroll
-            for (int at = 4 * lane_id(); at < D; at += 128) {
-                const float4 o = *reinterpret_cast<const float4*>(from + at);
-                if (most_parts == 1) {
-                    finish<T>(p, token, head, at, m, l, o);
-                } else if (at < p.head_dim) {
-                    *reinterpret_cast<float4*>(global<float>(p.parts) + part * p.head_dim + at) = o;
-                }
-            }
-            if (most_parts > 1 && lane_id() == 0) global<float2>(p.sums)[part] = {m, l};
-        }
+        write_part<T, D>(p, s, block, most_parts, index, folded);
     }
 }
+
+// ---- the parts of a row
 
 // Four columns of a row: what has been merged so far.
 struct Columns {
@@ -559,8 +614,9 @@ struct Columns {
 };
 
 // Merges the parts of one row and head, 128 columns of them: grid (heads * ceil(head_dim / 128), max_rows, sequences),
-// 1 to 8 warps; a lane has four columns. A warp reads all parts of a segment at once, and merges them; the first warp
-// merges the segments. Which parts there are follows from what the row itself sees.
+// 1 to 8 warps; a lane has four columns. A warp reads all parts of a segment at once, 16 * 520 bytes at D = 128, and
+// merges them by 3 FLOP for each element; the first warp merges the segments. Which parts there are follows from what
+// the row itself sees.
 template <typename T> __device__ __forceinline__ void combine(const WlAttentionDecode& p) {
     constexpr int SPLITS = SEGMENT / SPLIT;
     __shared__ Columns of_segments[WL_ATTENTION_COMBINE_WARPS][32];
