@@ -152,7 +152,8 @@ impl Case {
         layout(pages, self.page_size, self.kv_heads, self.head_dim)
     }
 
-    /// Page ids of every sequence, and how many pages there are. Pages of which nothing need be held have ids that are out of range.
+    /// Page ids of every sequence, and how many pages there are. Pages of which nothing need be held have ids that are
+    /// out of range.
     fn table(&self, stride: usize) -> (Vec<i32>, usize) {
         let mut random = Random::new(&format!("pages {}", self.shuffle));
         let mut table = vec![];
@@ -445,7 +446,7 @@ fn masks_at_every_edge() {
     let mut random = Random::new("attention masks");
     let rig = rig();
     for pattern in PATTERNS {
-        for (width, prefix) in [(1, 0), (16, 1), (33, 20), (130, 5)] {
+        for (width, prefix) in [(1, 0), (16, 1), (16, 127), (33, 20), (130, 5)] {
             let mask = Mask { pattern: pattern(width), prefix };
             let mut case = Case::new(&mut random, Dtype::Bf16, 3, 1, 8, mask);
             for near in [width, 2 * width, 16, 128] {
@@ -503,7 +504,8 @@ fn any_shape() {
     }
 }
 
-/// Under every delivery of copies and order of warps: the shapes of warps that share tiles, and of columns that merge in turn.
+/// Under every delivery of copies and order of warps: the shapes of warps that share tiles, and of columns that merge
+/// in turn.
 #[test]
 fn any_order_of_events() {
     let mut random = Random::new("attention events");
@@ -544,13 +546,13 @@ fn a_verified_row_is_the_decoded_row() {
     }
 }
 
-/// More segments than the combine step has warps.
+/// More segments than the combine step has warps, those of the last row at the end of the scratch.
 #[test]
 fn long_contexts() {
     let mut random = Random::new("attention long");
     let rig = rigs().pop().unwrap();
     let mut case = Case::new(&mut random, Dtype::F16, 2, 1, 8, Mask::CAUSAL);
-    case.add(&mut random, 9 * 2048 + 100, 1).add(&mut random, 2049, 1);
+    case.add(&mut random, 2049, 1).add(&mut random, 9 * 2048 + 100, 1);
     case.check_parts(&rig);
 }
 
@@ -588,16 +590,18 @@ fn again_and_again() {
 fn trees() {
     let mut random = Random::new("attention trees");
     let rig = rig();
-    for (keys, rows) in [(5, 5), (63, 9), (64, 64), (65, 30), (150, 64), (150, 12), (191, 12), (192, 12), (193, 20)] {
-        let mask: Mask = random.pick(&["full", "window:40", "full+sinks:3"]).parse().unwrap();
-        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, mask);
+    let sizes = [(5, 5), (63, 9), (64, 64), (65, 30), (150, 64), (150, 12), (191, 12), (192, 12), (193, 20)];
+    for (i, (keys, rows)) in (0..).zip(sizes.into_iter().flat_map(|size| [size; 2])) {
+        let mask: Mask = ["full", "window:40"][i % 2].parse().unwrap();
+        let prefix = random.pick(&[0, 0, 3]);
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, Mask { prefix, ..mask });
         case.add(&mut random, keys, rows).add(&mut random, 20, 3);
         case.tree = true;
         for s in &mut case.sequences {
             let first = s.keys - s.rows.len();
             let bit = |key: usize| (key + 64).checked_sub(s.keys).map_or(0, |bit| 1u64 << bit);
-            // Of the prompt's keys, too, some are hidden.
-            let prompt = (0..first).filter(|_| random.range(0, 3) > 0).map(bit).sum::<u64>();
+            // Of the prompt's keys, too, some are hidden, the first that has a bit among them.
+            let prompt = (0..first).filter(|_| random.range(0, 3) > 0).map(bit).sum::<u64>() & !1;
             for i in 0..s.rows.len() {
                 let above = match i {
                     0 => prompt,
@@ -622,9 +626,10 @@ fn positions_far_apart() {
     case.check_parts(&rig);
     // Beyond the last key, and where the sum with a window would not fit.
     (case.sequences[0].rows[0].position, case.sequences[0].rows[1].position) = (2905, i32::MAX);
-    case.check_parts(&rig);
-    case.mask = Mask::CAUSAL;
-    case.check_parts(&rig);
+    for mask in ["window:40", "window:40+sinks:4", "full"] {
+        case.mask = mask.parse().unwrap();
+        case.check_parts(&rig);
+    }
 }
 
 /// A sum that underflows to −0, and a part that the row does not see after it: +0 with and without.
@@ -648,6 +653,26 @@ fn a_zero_has_one_sign() {
     }
 }
 
+/// Rows that see nothing, alive and dead, all of a CTA: where there is one part, and where there are several.
+#[test]
+fn rows_that_see_nothing() {
+    let mut random = Random::new("attention nothing");
+    let rig = rig();
+    let bidirectional = Mask { pattern: Pattern::Full, prefix: 9 };
+    let window = Mask { pattern: Pattern::Window { keys: 3 }, prefix: 0 };
+    for (head_dim, max_keys, mask) in
+        [(64, 64, Mask::CAUSAL), (256, 64, Mask::CAUSAL), (64, 64, bidirectional), (64, 3000, window)]
+    {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 4, 1, head_dim, mask);
+        case.add(&mut random, 20, 3).add(&mut random, 30, 2).add(&mut random, 25, 2);
+        (case.max_keys, case.documents, case.positions) = (max_keys, true, true);
+        case.sinks = Some(vec![0.5; 4]);
+        case.sequences[0].rows.iter_mut().for_each(|row| row.document = 20);
+        case.sequences[1].rows.iter_mut().for_each(|row| row.position = -3);
+        case.check_parts(&rig);
+    }
+}
+
 /// A row that sees a key without a page is NaN; others are as they were.
 #[test]
 fn missing_pages() {
@@ -664,7 +689,10 @@ fn missing_pages() {
                 let (out, lse) = case.row(&run, row);
                 let position = 240 + row;
                 if position >= 16 * first && position - 19 <= 16 * last + 15 {
-                    assert!(out.iter().chain(lse).all(|x| x.is_nan()), "row {row} sees page {first} or {last}");
+                    assert!(
+                        out.iter().chain(lse).all(|x| x.is_nan()),
+                        "row {row} sees page {first} or {last}"
+                    );
                 } else {
                     assert_eq!((out, lse), case.row(&right, row), "row {row} sees neither");
                 }
@@ -674,6 +702,15 @@ fn missing_pages() {
             check(page, page, &|table| table[page] = id);
         }
         check(17, 18, &|table| table.truncate(17));
+    }
+
+    // In a split that needs no mask.
+    let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 64, Mask::CAUSAL);
+    case.add(&mut random, 300, 2);
+    for parts in [AttentionParts::Splits, AttentionParts::Segments] {
+        case.parts = parts;
+        let run = case.run_with(&rig, |table| table[3] = -1);
+        assert!(run.out.iter().chain(&run.lse).all(|x| x.is_nan()));
     }
 }
 
@@ -788,9 +825,28 @@ fn every_byte_moves_once() {
     assert_eq!(short.copy.bytes, (301 + 4) * 8 * 2 * 2 + 4 * 2 * 4 * 8 * 2);
     assert_eq!(short.copy, long.copy);
     assert_eq!((short.ctas, short.instructions), (long.ctas, long.instructions));
+
+    // Nor does a segment's work grow with the splits that nobody sees before the window, or after it.
+    let mut instructions = |keys: usize| {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 4, 1, 8, "window:100".parse().unwrap());
+        (case.max_keys, case.parts) = (2048, AttentionParts::Segments);
+        case.add(&mut random, keys, 2).run(&rig).counters[0].instructions
+    };
+    assert_eq!(instructions(128 * 3), instructions(128 * 13));
+
+    // Splits are masked where rows do not see all of them, and not where there are no rows.
+    let mut instructions = |heads: usize, mask: &str| {
+        let mut case = Case::new(&mut random, Dtype::Bf16, heads, 1, 64, mask.parse().unwrap());
+        case.parts = AttentionParts::Splits;
+        case.add(&mut random, 512, 1).run(&rig).counters[0].instructions
+    };
+    assert!(instructions(15, "full") <= instructions(16, "full"));
+    assert!(instructions(16, "window:128") < instructions(16, "window:127"));
+    assert!(instructions(16, "window:128+sinks:256") < instructions(16, "window:128+sinks:250"));
 }
 
-/// With work for every multiprocessor, parts are at most 5 % of K and V for up to 64 packed rows; and none for one segment.
+/// With work for every multiprocessor, parts are at most 5 % of K and V for up to 64 packed rows; and none for one
+/// segment.
 #[test]
 fn parts_are_few() {
     let mut random = Random::new("attention parts");
@@ -809,7 +865,10 @@ fn parts_are_few() {
             };
             let bytes = rig.kernels.attention_decode.scratch_bytes(&args);
             let kv = sequences * keys * 8 * 128 * 2 * 2;
-            assert!(bytes <= if keys <= 2048 { 0 } else { kv / 20 }, "{bytes} for {rows} rows and {keys} keys: {kv}");
+            assert!(
+                bytes <= if keys <= 2048 { 0 } else { kv / 20 },
+                "{bytes} for {rows} rows and {keys} keys: {kv}"
+            );
         }
     }
 }
