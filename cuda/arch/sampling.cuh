@@ -17,31 +17,11 @@ constexpr int ROW_THREADS = 512;
 constexpr int ROW_WARPS = ROW_THREADS / 32;
 constexpr float LARGEST = 3.402823466e+38f;
 
-// Sum and maximum over a warp, in every lane.
+// Sum over a warp, in every lane.
 __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL_LANES, x, distance);
     return x;
-}
-__device__ __forceinline__ uint64_t warp_max(uint64_t x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) x = max(x, uint64_t(__shfl_xor_sync(ALL_LANES, x, distance)));
-    return x;
-}
-// The same over the CTA, in every thread. `scratch` holds ROW_WARPS numbers; it may be in use until the first barrier.
-__device__ __forceinline__ uint64_t block_sum(uint64_t x, uint64_t* scratch) {
-    x = warp_sum(x);
-    __syncthreads();
-    if (lane_id() == 0) scratch[warp_id()] = x;
-    __syncthreads();
-    return warp_sum(lane_id() < ROW_WARPS ? scratch[lane_id()] : 0);
-}
-__device__ __forceinline__ uint64_t block_max(uint64_t x, uint64_t* scratch) {
-    x = warp_max(x);
-    __syncthreads();
-    if (lane_id() == 0) scratch[warp_id()] = x;
-    __syncthreads();
-    return warp_max(lane_id() < ROW_WARPS ? scratch[lane_id()] : 0);
 }
 // Sum over the lanes up to this one.
 __device__ __forceinline__ uint64_t warp_scan(uint64_t x) {
@@ -132,10 +112,9 @@ struct Weights {
 
     __device__ __forceinline__ float operator()(float score) const {
         const float difference = fmaxf(__fadd_rn(score, -max), -LARGEST);
-        float x = __fmul_rn(difference, inverse);
-        // One step of Newton's makes the quotient exact; far below, where it might overflow, the weight is 0 anyway.
-        if (x > -1000.0f) x = __fmaf_rn(__fmaf_rn(-x, temperature, difference), inverse, x);
-        return exp_portable(x);
+        const float x = __fmul_rn(difference, inverse);
+        // One step of Newton's makes the quotient exact. Where it overflows, to -infinity or NaN, the weight is 0.
+        return exp_portable(__fmaf_rn(__fmaf_rn(-x, temperature, difference), inverse, x));
     }
 };
 

@@ -115,8 +115,8 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     if (state.verify_row < 0 || verify_row < 0 || rows < 1 || verify_row > p.verify_rows - rows) return;
     const bool greedy = state.temperature == 0.0f;
     // Without the logits of its drafts, a sequence that draws tokens cannot judge them.
-    const bool unjudged = !greedy && drafted > 0 && (p.draft_logits == 0 || p.verify_logits == 0 || drafted > p.steps ||
-                                                     uint32_t(state.draft_row) >= uint32_t(p.draft_rows));
+    const bool unjudged =
+        !greedy && drafted > 0 && (drafted > p.steps || uint32_t(state.draft_row) >= uint32_t(p.draft_rows));
     uint32_t* seen = p.seen ? global<uint32_t>(p.seen) + slot * p.seen_stride : nullptr;
     const auto p_scores = [&](int i) {
         const float* logits = global<const float>(p.verify_logits) + (verify_row + i) * p.verify_stride;
@@ -130,10 +130,10 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     const WlChoice* p_choices = global<const WlChoice>(p.verify_choices) + verify_row;
     const WlChoice* q_choices = global<const WlChoice>(p.draft_choices) + int64_t(slot) * WL_MAX_DRAFT;
 
-    // Lane i: row i and draft i.
+    // Lane i: row i and draft i. The round ends with the first lane that says so.
     const int i = lane_id();
     int token = -1;
-    bool failed = state.stop != WL_RUNNING, kept = false, eos = false;
+    bool failed = state.stop != WL_RUNNING, kept = false;
     if (warp_id() == 0) {
         bool ends = failed;
         if (i < rows && !failed) {
@@ -142,7 +142,7 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
             failed = choice.id < 0;
             token = choice.id;
             if (greedy) {
-                kept = !failed && choice.id == draft;
+                kept = choice.id == draft;
             } else if (i < drafted && !failed && !unjudged && uint32_t(draft) < uint32_t(p.vocab)) {
                 const WlChoice q_choice = q_choices[i];
                 const Weights p_weights(choice.max, state.temperature), q_weights(q_choice.max, state.temperature);
@@ -154,8 +154,8 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
                 kept = u * double(drawn) < double(accepted);
             }
             if (kept) token = draft;
-            for (int e = 0; e < min(state.eos_count, WL_MAX_EOS); e++) eos |= kept && draft == state.eos[e];
-            ends = failed || !kept || eos || i + 1 >= state.remaining || i + 1 >= rows;
+            // A draft that ends the sequence has no row behind it, and `remaining` has room for all rows.
+            ends = failed || !kept || i + 1 >= rows;
         }
         const int end = __ffs(__ballot_sync(ALL_LANES, ends)) - 1;
         if (i == end) shared.verdict = {end, !greedy && !failed && !kept && i < drafted && !unjudged};
@@ -168,19 +168,16 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
                                         state.temperature, bits, shared);
         if (i == end) token = drawn;
     }
-    // All have read the state when warp 0 writes it.
-    __syncthreads();
+    // The last barrier, here or in the draw, lies behind all that the others read of the state.
     if (warp_id() > 0) return;
 
     // Emitted: rows 0 to end, without the last where it failed.
-    if (i == end && !kept) {
-        for (int e = 0; e < min(state.eos_count, WL_MAX_EOS); e++) eos |= token == state.eos[e];
-    }
-    const bool lost = __shfl_sync(ALL_LANES, int(failed || (unjudged && drafted > 0)), end);
+    const bool lost = unjudged || __shfl_sync(ALL_LANES, int(failed), end);
     const int emitted = end + !lost;
-    const int accepted = end + (!lost && __shfl_sync(ALL_LANES, int(kept), end));
-    const bool ended = __shfl_sync(ALL_LANES, int(eos), end) && !lost;
+    const int accepted = lost ? end : end + __shfl_sync(ALL_LANES, int(kept), end);
     const int last = __shfl_sync(ALL_LANES, token, max(emitted - 1, 0));
+    bool eos = false;
+    for (int e = 0; e < min(state.eos_count, WL_MAX_EOS); e++) eos |= last == state.eos[e];
     WlRound& round = global<WlRound>(p.rounds)[slot];
     if (i < emitted) {
         round.ids[i] = token;
@@ -192,7 +189,7 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
             if (lost) {
                 state.stop = unjudged ? WL_STOP_NO_LOGITS : WL_STOP_NOT_FINITE;
                 state.failed_position = state.length + end;
-            } else if (ended) {
+            } else if (eos) {
                 state.stop = WL_STOP_EOS;
             } else if (remaining <= 0) {
                 state.stop = WL_STOP_LENGTH;

@@ -74,6 +74,27 @@ __device__ __forceinline__ void add(uint32_t* low, uint32_t* high, uint64_t x) {
     if (carried) atomicAdd(high, carried);
 }
 
+// Maximum over a warp, in every lane.
+__device__ __forceinline__ uint64_t warp_max(uint64_t x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x = max(x, uint64_t(__shfl_xor_sync(ALL_LANES, x, distance)));
+    return x;
+}
+// Sum and maximum over the CTA, in every thread. `scratch` holds ROW_WARPS numbers; it may be in use until the first barrier.
+__device__ __forceinline__ uint64_t block_sum(uint64_t x, uint64_t* scratch) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    __syncthreads();
+    return warp_sum(lane_id() < ROW_WARPS ? scratch[lane_id()] : 0);
+}
+__device__ __forceinline__ uint64_t block_max(uint64_t x, uint64_t* scratch) {
+    x = warp_max(x);
+    __syncthreads();
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    __syncthreads();
+    return warp_max(lane_id() < ROW_WARPS ? scratch[lane_id()] : 0);
+}
 // The distribution of a row, worked out by one CTA.
 struct Distribution {
     Shared& shared;
@@ -252,7 +273,6 @@ struct Distribution {
             if (top_k) {
                 const uint64_t cut = select(false, state.top_k);
                 if (cut) choice.least = unorder(uint32_t(cut));
-                __syncthreads();
             }
             if (top_p) {
                 if (top_k) {

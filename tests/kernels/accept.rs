@@ -15,8 +15,8 @@ use warploom::{
 use super::{
     harness::{Random, Rig, rig, rigs},
     sample::{
-        ACCEPT, DRAFT, PLAIN, RESIDUAL, Twin, any_sampling, assert_same, draw, fits, mass, random_bits, read,
-        sequence, table,
+        ACCEPT, DRAFT, PLAIN, RESIDUAL, Twin, all_zeros, any_sampling, assert_same, draw, fits, mass,
+        random_bits, read, sequence, table,
     },
 };
 
@@ -306,7 +306,7 @@ impl Round {
         assert_eq!(device.draft_rows(), after.draft, "{name}: rows of the draft");
         assert_eq!(device.verify_rows(), after.verify, "{name}: rows of the verification");
         device.verify();
-        device.accept(0..self.verify_rows, true);
+        device.accept(0..self.verify_rows, Some(self.steps - 1));
         device.check(after, name);
     }
 }
@@ -415,9 +415,9 @@ impl<'r> Device<'r> {
         self.sample(SamplePass::Verify, 0..self.sizes.verify_rows, 0);
     }
 
-    /// Ends the round for the sequences whose rows lie in `rows`.
-    fn accept(&mut self, rows: std::ops::Range<usize>, with_logits: bool) -> Option<ptxsim::Counters> {
-        let Round { vocab, steps, draft_rows, .. } = self.sizes;
+    /// Ends the round for the sequences whose rows lie in `rows`, with the logits of this many draft steps.
+    fn accept(&mut self, rows: std::ops::Range<usize>, steps: Option<usize>) -> Option<ptxsim::Counters> {
+        let Round { vocab, draft_rows, .. } = self.sizes;
         let choices = self.verify_choices.view();
         let logits = self.verify_logits.view();
         let args = AcceptArgs {
@@ -430,8 +430,8 @@ impl<'r> Device<'r> {
             verify_first: rows.start,
             verify_rows: rows.len(),
             verify_choices: choices.slice(32 * rows.start..choices.bytes()),
-            logits: with_logits.then(|| AcceptLogits {
-                steps: steps - 1,
+            logits: steps.map(|steps| AcceptLogits {
+                steps,
                 draft_rows,
                 draft: Rows { view: self.draft_logits.view(), stride: vocab },
                 draft_step_stride: draft_rows * vocab,
@@ -440,6 +440,14 @@ impl<'r> Device<'r> {
         };
         let mut reports = self.rig.reports(|| self.rig.kernels.accept.launch(&self.rig.stream, &args));
         reports.pop().map(|r| r.counters)
+    }
+
+    /// The rounds of the sequences in `done` are those of `after`, the others' those of `before`.
+    fn check_rounds(&self, before: &Round, after: &Round, done: &[usize]) {
+        let want: Vec<WlRound> = (0..before.rounds.len())
+            .map(|slot| if done.contains(&slot) { after.rounds[slot] } else { before.rounds[slot] })
+            .collect();
+        assert_same(&read::<WlRound>(self.rig, &self.rounds), &want, "rows in pieces");
     }
 
     fn table(&self, first: usize) -> Table {
@@ -548,7 +556,7 @@ fn random_plans(random: &mut Random, round: &mut Round) {
 }
 
 #[test]
-fn rounds_are_those_of_the_host() {
+fn sample_and_accept_play_the_rounds_of_the_host() {
     let mut random = Random::new("accept rounds");
     let rigs = rigs();
     let mut seen = [0; 5];
@@ -592,7 +600,7 @@ fn a_larger_vocabulary() {
 /// A round of one sequence: what becomes of drafts that are all accepted, cut short by an id that ends the sequence, by the
 /// threshold, or by the limit.
 #[test]
-fn rounds_by_hand() {
+fn sample_and_accept_by_hand() {
     let rig = rig();
     let vocab = 8;
     // A logit row that says `id` with a probability of nearly 1, or of about 0.46.
@@ -647,13 +655,12 @@ fn rounds_by_hand() {
 /// not.
 #[test]
 fn drafts_do_not_show_in_the_distribution() {
-    let mut random = Random::new("accept distribution");
     let vocab = 6;
-    let row = |random: &mut Random| (0..vocab).map(|_| random.normal() as f32 * 1.2).collect::<Vec<_>>();
     let sampling = Sampling { temperature: 0.9, top_p: 0.97, min_p: 0.01, ..Sampling::default() };
     let slots = 150;
-    let (q, p, bonus) =
-        ([row(&mut random), row(&mut random)], [row(&mut random), row(&mut random)], row(&mut random));
+    let q = [vec![1.5, -0.5, 0.0, 0.7, -1.0, 0.2], vec![-1.0, 0.3, 1.2, 0.0, 0.9, -2.0]];
+    let p = [vec![-0.5, 1.5, 0.6, 0.0, 0.2, -9.0], vec![0.8, 0.4, -1.0, 1.4, 0.0, 0.3]];
+    let bonus = vec![0.0, 1.0, -1.0, 0.5, 0.3, -0.2];
     let round = |seed: u64, residual: bool| {
         let states = (0..slots).map(|id| sequence(Sampling { seed, ..sampling }, id as u64)).collect();
         let mut before = Round { residual, ..Round::new(vocab, states, 3, slots, 3 * slots) };
@@ -702,7 +709,7 @@ fn a_sequence_depends_on_itself_alone() {
     let mut round = random_round(&mut random, vocab, 3);
     round = Round::new(vocab, round.states, 4, 3, 12);
     for state in &mut round.states {
-        (state.temperature, state.remaining) = (0.8, 50);
+        (state.temperature, state.remaining, state.eos_count) = (0.8, 50, 0);
     }
     round.plan(3, 0.0);
     let after = play(&round, &mut random, 1.5, false);
@@ -715,10 +722,17 @@ fn a_sequence_depends_on_itself_alone() {
         [2, 0, 1].into_iter().for_each(|row| device.draft(step, row..row + 1));
     }
     device.verify();
+    let mut done = vec![];
     for slot in [1, 2, 0] {
-        device.accept(4 * slot..4 * slot + 4, true);
-        device.accept(4 * slot..4 * slot + 4, true);
-        device.accept(4 * slot + 1..4 * slot + 4, false);
+        for rows in [4 * slot + 1..4 * slot + 4, 4 * slot..4 * slot + 3] {
+            device.accept(rows, Some(3));
+        }
+        device.check_rounds(&round, &after, &done);
+        for _ in 0..2 {
+            device.accept(4 * slot..4 * slot + 4, Some(3));
+        }
+        done.push(slot);
+        device.check_rounds(&round, &after, &done);
     }
     device.check(&after, "in pieces");
     // Alone, in another slot and other rows.
@@ -768,18 +782,95 @@ fn drafts_that_were_drawn_need_their_logits() {
     let rig = rig();
     let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
     let states = vec![sequence(sampled, 1), sequence(Sampling::default(), 2)];
-    let mut round = Round::new(8, states, 2, 2, 4);
-    round.plan(1, 0.0);
+    let mut round = Round::new(8, states, 3, 2, 6);
+    round.plan(2, 0.0);
     let after = play(&round, &mut Random::new("accept logits"), 0.0, false);
-    let mut device = Device::new(&rig, &round, &after).begun();
-    device.draft(0, 0..2);
-    device.verify();
-    let Some(counters) = device.accept(0..4, false) else { return };
+    for steps in [None, Some(1)] {
+        let mut device = Device::new(&rig, &round, &after).begun();
+        (0..2).for_each(|step| device.draft(step, 0..2));
+        device.verify();
+        device.accept(0..6, steps);
+        let rounds: Vec<WlRound> = read(&rig, &device.rounds);
+        assert_eq!((rounds[0].stop, rounds[0].emitted), (WL_STOP_NO_LOGITS, 0));
+        assert_same(&rounds[1..], &after.rounds[1..], "a greedy sequence needs none");
+    }
+}
+
+/// A number of zeros keeps no draft that the verifier gives no probability.
+#[test]
+fn an_impossible_draft_is_never_kept() {
+    let (id, length) = all_zeros(ACCEPT);
+    let sampling = Sampling { temperature: 1.0, min_p: 0.5, seed: 1, ..Sampling::default() };
+    let mut round = Round::new(8, vec![WlSequence { length, ..sequence(sampling, id) }], 2, 1, 2);
+    assert_eq!(random_bits(&round.states[0], length, ACCEPT), 0);
+    round.plan(1, 0.0);
+    let mut after = round.clone();
+    let one = |id: usize| (0..8).map(|i| if i == id { 9.0 } else { 0.0 }).collect::<Vec<f32>>();
+    after.begin();
+    after.draft(0, |_, _| one(3));
+    after.verify(|_, _, _| one(5));
+    after.accept();
+    assert_eq!((after.rounds[0].accepted, after.rounds[0].ids[0]), (0, 5));
+    round.run(&rig(), &after, "impossible");
+}
+
+/// Where p and q differ by rounding alone, a refused draft leaves no residual: the token is drawn from p.
+#[test]
+fn without_a_residual_the_verifier_draws() {
+    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    let state = |seed| sequence(Sampling { seed, ..sampling }, 1);
+    let twin = |logit: f32| Twin::new(&[0.0, logit], &state(0), &[0], 0).unwrap();
+    // Two neighbouring logits for which the sum of the weights is rounded differently.
+    let inverse = |bits: u32| twin(f32::from_bits(bits)).choice.inverse;
+    let (mut high, mut low) = ((-15.5f32).to_bits(), (-16.0f32).to_bits());
+    while low - high > 1 {
+        let middle = high + (low - high) / 2;
+        if inverse(middle) == inverse(low) { low = middle } else { high = middle }
+    }
+    let logit = f32::from_bits(low);
+    let (p, q) = (twin(logit.next_up()).probability(0), twin(logit).probability(0));
+    assert!(p < q);
+    let refused = |state: &WlSequence| {
+        let u = (random_bits(state, state.length, ACCEPT) >> 11) as f64 / (1u64 << 53) as f64;
+        u * f64::from(q) >= f64::from(p)
+    };
+    let seed = (0..).find(|seed| refused(&state(*seed))).unwrap();
+    let mut round = Round::new(2, vec![state(seed)], 2, 1, 2);
+    round.plan(1, 0.0);
+    let mut after = round.clone();
+    after.begin();
+    after.draft(0, |_, _| vec![0.0, logit]);
+    after.verify(|_, _, _| vec![0.0, logit.next_up()]);
+    after.accept();
+    assert_eq!((after.rounds[0].accepted, after.rounds[0].ids[0]), (0, 0), "drawn, not kept");
+    rigs().iter().for_each(|rig| round.run(rig, &after, &rig.name));
+}
+
+/// Whatever a state holds, nothing is read or written out of bounds.
+#[test]
+fn states_that_make_no_sense_do_no_harm() {
+    let rig = rig();
+    let sampled = Sampling { temperature: 1.0, repetition_penalty: 1.1, ..Sampling::default() };
+    let good = WlSequence { rows: 2, drafted: 1, ..sequence(sampled, 1) };
+    let mut states = vec![good; 8];
+    states[0].rows = 0;
+    states[1].rows = i32::MIN;
+    (states[2].rows, states[2].drafted) = (i32::MAX, i32::MAX);
+    states[3].drafted = -7;
+    states[4].drafts[0] = i32::MAX;
+    states[5].drafts[0] = -1;
+    states[6].draft_row = -1;
+    (states[7].eos_count, states[7].length) = (i32::MAX, i32::MAX - 20);
+    let mut round = Round::new(5, states, 2, 1, 4);
+    round.draft_logits.fill(0.0);
+    round.verify_logits.fill(0.0);
+    round.verify_choices.fill(WlChoice { id: i32::MAX, inverse: 0.2, ..WlChoice::default() });
+    round.draft_choices.fill(WlChoice { inverse: 0.2, ..WlChoice::default() });
+    let mut device = Device::new(&rig, &round, &round);
+    device.accept(0..4, Some(1));
     let rounds: Vec<WlRound> = read(&rig, &device.rounds);
-    assert_eq!((rounds[0].stop, rounds[0].emitted), (WL_STOP_NO_LOGITS, 0));
-    assert_same(&rounds[1..], &after.rounds[1..], "a greedy sequence needs none");
-    let bytes = counters.global_load.sectors * 32;
-    assert!(bytes < 64 << 10, "{bytes} bytes");
+    assert_same(&rounds[..3], &[WlRound::default(); 3], "rounds without rows, or with too many");
+    assert!(rounds.iter().all(|r| (0..=17).contains(&r.emitted)), "{rounds:?}");
 }
 
 /// A refusal reads both rows once and a sixteenth; all else reads no more than the tokens in question.
@@ -800,7 +891,7 @@ fn logits_are_read_for_refusals_alone() {
         let mut device = Device::new(&rig, &round, &after).begun();
         device.draft(0, 0..1);
         device.verify();
-        let Some(counters) = device.accept(0..2, true) else { return };
+        let Some(counters) = device.accept(0..2, Some(1)) else { return };
         device.check(&after, "refusal");
         let rows = if refused { 2.0 * 4.0 * vocab as f64 * (1.0 + 1.0 / 16.0 + 1.0 / 256.0) } else { 0.0 };
         let bytes = (counters.global_load.sectors * 32) as f64;
