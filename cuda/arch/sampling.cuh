@@ -206,10 +206,9 @@ __device__ __forceinline__ int pick(int vocab, uint64_t target, const uint64_t* 
                     uint64_t left = target - (up_to - sum);
                     int j = 0;
 #pragma unroll 1
-                    while (left >= m.x[0]) {
+                    for (; j < 3 && left >= m.x[0]; j++) {
                         left -= m.x[0];
                         m.x[0] = m.x[1], m.x[1] = m.x[2], m.x[2] = m.x[3];
-                        j++;
                     }
                     *picked = id + j;
                 }
