@@ -651,6 +651,20 @@ fn sample_and_accept_by_hand() {
     assert_eq!(round.rounds, 0, "an ended sequence has no round");
 }
 
+/// A row's penalty takes in the drafts before it, in p, in q and in the residual: many drafts of few tokens.
+#[test]
+fn sample_and_accept_penalise_drafts() {
+    let mut random = Random::new("accept penalties");
+    let sampling = Sampling { temperature: 1.0, repetition_penalty: 3.0, ..Sampling::default() };
+    for (vocab, rig) in [4, 5, 8].into_iter().zip(rigs().iter().cycle()) {
+        let states = (0..30).map(|id| sequence(sampling, id)).collect();
+        let mut round = Round::new(vocab, states, 4, 30, 120);
+        round.plan(3, 0.0);
+        let after = play(&round, &mut random, 1.5, false);
+        round.run(rig, &after, &rig.name);
+    }
+}
+
 /// What a round emits first is distributed as p, and accepted as often as min(p, q) says, whatever the draft. Without the residual it is
 /// not.
 #[test]
