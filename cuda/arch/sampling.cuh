@@ -111,7 +111,7 @@ struct Weights {
         : max(max), temperature(temperature), inverse(fminf(__fdiv_rn(1.0f, temperature), LARGEST)) {}
 
     __device__ __forceinline__ float operator()(float score) const {
-        const float difference = fmaxf(__fadd_rn(score, -max), -LARGEST);
+        const float difference = __fadd_rn(score, -max);
         const float x = __fmul_rn(difference, inverse);
         // One step of Newton's makes the quotient exact. Where it overflows, to -infinity or NaN, the weight is 0.
         return exp_portable(__fmaf_rn(__fmaf_rn(-x, temperature, difference), inverse, x));

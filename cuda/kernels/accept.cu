@@ -41,7 +41,7 @@ __device__ __forceinline__ void round_begin(const WlRoundBegin& p) {
         const WlPlan plan = global<const WlPlan>(p.plans)[slot];
         WlSequence& state = global<WlSequence>(p.states)[slot];
         state.verify_row = -1;
-        const int asked = min(max(plan.asked, 0), min(WL_MAX_DRAFT, p.steps - 1));
+        const int asked = min(max(plan.asked, 0), p.steps - 1);
         // A round emits its drafts and one token more.
         const int limit = min(asked, state.remaining - 1);
         if (plan.verify_row < 0 || plan.verify_row > p.verify_rows - (asked + 1)) continue;
@@ -110,9 +110,10 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     __shared__ Shared shared;
     const int slot = blockIdx.x;
     WlSequence& state = global<WlSequence>(p.states)[slot];
+    if (state.verify_row < p.verify_first) return;
     const int verify_row = state.verify_row - p.verify_first;
     const int rows = min(state.rows, WL_MAX_DRAFT + 1), drafted = min(state.drafted, WL_MAX_DRAFT);
-    if (state.verify_row < 0 || verify_row < 0 || rows < 1 || verify_row > p.verify_rows - rows) return;
+    if (rows < 1 || verify_row > p.verify_rows - rows) return;
     const bool greedy = state.temperature == 0.0f;
     // Without the logits of its drafts, a sequence that draws tokens cannot judge them.
     const bool unjudged =
@@ -143,7 +144,7 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
             token = choice.id;
             if (greedy) {
                 kept = choice.id == draft;
-            } else if (i < drafted && !failed && !unjudged && uint32_t(draft) < uint32_t(p.vocab)) {
+            } else if (!unjudged && uint32_t(draft) < uint32_t(p.vocab)) {
                 const WlChoice q_choice = q_choices[i];
                 const Weights p_weights(choice.max, state.temperature), q_weights(q_choice.max, state.temperature);
                 const float accepted = probability(choice, p_weights, p_scores(i).one(draft), draft);

@@ -18,7 +18,7 @@
 // Reads of a row: greedy 1; with a threshold 2 (its softmax); sampled 2 + 1/16 + 1/256; where the candidates do not
 // settle the filters, 2 more per top-k and top-p, one per further digit, and 1. The first comes from memory, the others
 // from L2 by one SM: at about 64 bytes a clock, 128256 logits take 5 µs a read, 32000 take 1.2. FLOP: about 20 per logit
-// and read, for its weight. Registers: 88 to 111. Shared memory: 59 KB. One CTA, 16 warps per SM.
+// and read, for its weight. Registers: 88 to 113. Shared memory: 59 KB. One CTA, 16 warps per SM.
 #include "arch/philox.cuh"
 #include "arch/ticket.cuh"
 #include "arch/sampling.cuh"
@@ -80,7 +80,8 @@ __device__ __forceinline__ uint64_t warp_max(uint64_t x) {
     for (int distance = 16; distance > 0; distance /= 2) x = max(x, uint64_t(__shfl_xor_sync(ALL_LANES, x, distance)));
     return x;
 }
-// Sum and maximum over the CTA, in every thread. `scratch` holds ROW_WARPS numbers; it may be in use until the first barrier.
+// Sum and maximum over the CTA, in every thread. `scratch` holds ROW_WARPS numbers; it may be in use until the first
+// barrier.
 __device__ __forceinline__ uint64_t block_sum(uint64_t x, uint64_t* scratch) {
     x = warp_sum(x);
     __syncthreads();
@@ -95,6 +96,7 @@ __device__ __forceinline__ uint64_t block_max(uint64_t x, uint64_t* scratch) {
     __syncthreads();
     return warp_max(lane_id() < ROW_WARPS ? scratch[lane_id()] : 0);
 }
+
 // The distribution of a row, worked out by one CTA.
 struct Distribution {
     Shared& shared;
@@ -195,7 +197,8 @@ struct Distribution {
             each([&](int id, float score, float weight) {
                 const uint64_t key = ranked(id, score, weight);
                 if (weight > 0 && score >= choice.least && (digit == 0 || key >> low == prefix)) {
-                    const uint32_t bin = uint32_t(key >> next) & (BINS - 1) & ((1u << (low - next)) - 1);
+                    // Where a digit is shorter, with the last bits of the prefix, which all have.
+                    const uint32_t bin = uint32_t(key >> next) & (BINS - 1);
                     atomicAdd(&shared.count[bin], 1);
                     if (by_mass) add(&shared.mass_low[bin], &shared.mass_high[bin], mass(weight));
                 }
@@ -232,7 +235,7 @@ struct Distribution {
         }
         each([&](int id, float score, float weight) {
             const uint64_t key = ranked(id, score, weight);
-            if (weight > 0 && score >= choice.least && key >> low == prefix) {
+            if (score >= choice.least && key >> low == prefix) {
                 shared.rivals[atomicAdd(&shared.rivals_count, 1)] = key;
             }
         });
@@ -374,10 +377,10 @@ __device__ __forceinline__ void sample(const WlSample& p) {
     WlSequence& state = global<WlSequence>(p.states)[sequence];
     const bool drafting = p.mode == WL_SAMPLE_DRAFT;
     const int i = position - state.length;
-    if (i < 0 || i > WL_MAX_DRAFT || state.verify_row < 0 || state.stop != WL_RUNNING) return;
+    if (uint32_t(i) > WL_MAX_DRAFT || state.verify_row < 0 || state.stop != WL_RUNNING) return;
     if (drafting) {
         if (state.closed || i >= state.limit || i != state.drafted || i + 1 >= p.steps) return;
-        if (uint32_t(state.draft_row) >= uint32_t(p.draft_rows) || state.verify_row + i + 1 >= p.verify_rows) return;
+        if (uint32_t(state.draft_row) >= uint32_t(p.draft_rows) || state.verify_row >= p.verify_rows - (i + 1)) return;
     } else if (i >= state.rows) {
         return;
     }
@@ -465,8 +468,7 @@ __device__ __forceinline__ void sample(const WlSample& p) {
             }
         });
     }
-    // Every thread has read the state when one of them writes it.
-    __syncthreads();
+    // Of the state, what this writes was read by all before the first barrier.
     if (threadIdx.x == 0) {
         *out = choice;
         if (drafting) add_draft(p, state, sequence, i, choice.id, sure);

@@ -597,8 +597,8 @@ fn a_larger_vocabulary() {
     }
 }
 
-/// A round of one sequence: what becomes of drafts that are all accepted, cut short by an id that ends the sequence, by the
-/// threshold, or by the limit.
+/// A round of one sequence: what becomes of drafts that are all accepted, cut short by an id that ends the sequence, by
+/// the threshold, or by the limit.
 #[test]
 fn sample_and_accept_by_hand() {
     let rig = rig();
@@ -665,8 +665,8 @@ fn sample_and_accept_penalise_drafts() {
     }
 }
 
-/// What a round emits first is distributed as p, and accepted as often as min(p, q) says, whatever the draft. Without the residual it is
-/// not.
+/// What a round emits first is distributed as p, and accepted as often as min(p, q) says, whatever the draft. Without
+/// the residual it is not.
 #[test]
 fn drafts_do_not_show_in_the_distribution() {
     let vocab = 6;
@@ -768,24 +768,91 @@ fn a_sequence_depends_on_itself_alone() {
     }
 }
 
+/// Confidence is that of the logits as they are, without the penalty, and of tokens there are: all are under zero.
+#[test]
+fn sample_is_as_sure_as_the_logits() {
+    let sampling = Sampling { repetition_penalty: 1.5, ..Sampling::default() };
+    let mut round = Round::new(6, vec![sequence(sampling, 1)], 2, 1, 2);
+    round.seen[0] = 1 << 2;
+    round.plan(1, 0.2);
+    let row = || vec![-5.0, -4.5, -4.0, -6.0, -5.5, -5.0];
+    let mut after = round.clone();
+    after.begin();
+    after.draft(0, |_, _| row());
+    after.verify(|_, _, _| row());
+    after.accept();
+    assert_eq!(after.rounds[0].ids[0], 1, "the penalty takes token 2 from the top");
+    rigs().iter().for_each(|rig| round.run(rig, &after, &rig.name));
+}
+
+/// A draft step leaves a sequence alone, with all its rows, where any number of its round does not fit.
+#[test]
+fn sample_leaves_alone_what_does_not_fit() {
+    let rig = rig();
+    let spoil: [fn(&mut WlSequence); 11] = [
+        |s| s.closed = 1,
+        |s| s.limit = 0,
+        |s| s.drafted = 1,
+        |s| (s.length, s.drafted) = (11, -1),
+        |s| (s.length, s.drafted, s.limit) = (9, 1, 9),
+        |s| s.draft_row = -1,
+        |s| s.draft_row = 11,
+        |s| s.verify_row = -1,
+        |s| s.verify_row = 22,
+        |s| s.verify_row = i32::MAX,
+        |s| s.stop = WL_STOP_EOS,
+    ];
+    let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
+    let states = spoil.iter().enumerate().map(|(slot, spoil)| {
+        let (draft_row, verify_row) = (slot as i32, slot as i32 * 2);
+        let mut state = WlSequence { draft_row, verify_row, closed: 0, limit: 1, ..sequence(sampled, 1) };
+        state.length = 10;
+        spoil(&mut state);
+        state
+    });
+    let mut round = Round::new(5, states.collect(), 2, 11, 23);
+    round.draft_logits.fill(0.0);
+    round.draft =
+        Table([(0..11).map(|slot| [1, 10, slot]).collect::<Vec<_>>(), vec![[0, -1, 0]; 11]].concat());
+    let mut device = Device::new(&rig, &round, &round);
+    (0..3).for_each(|i| device.tables[i] = rig.upload(&round.draft.column(i)));
+    let verify = device.verify_rows();
+    device.draft(0, 0..11);
+    assert_eq!((device.draft_rows(), device.verify_rows()), (round.draft.clone(), verify));
+    device.check(&round, "draft");
+
+    // One that fits, but for the number of ids that end it: those there is room for are looked at.
+    let state = WlSequence { eos_count: i32::MAX, eos: [7; 16], ..sequence(sampled, 1) };
+    let mut round = Round::new(5, vec![state], 2, 1, 2);
+    round.draft_logits.fill(0.0);
+    round.plan(1, 0.0);
+    let mut device = Device::new(&rig, &round, &round).begun();
+    device.draft(0, 0..1);
+    let states: Vec<WlSequence> = read(&rig, &device.states);
+    assert_eq!((states[0].drafted, states[0].rows), (1, 2));
+}
+
 #[test]
 fn plans_that_do_not_fit_sit_out() {
     let rig = rig();
-    let states = (0..7).map(|id| sequence(Sampling::default(), id)).collect();
-    let mut round = Round::new(4, states, 3, 2, 9);
+    let states = (0..9).map(|id| sequence(Sampling::default(), id)).collect();
+    let mut round = Round::new(4, states, 3, 2, 11);
     round.plan(2, 0.0);
     for plan in &mut round.plans {
         (plan.verify_row, plan.draft_row) = (0, 1);
     }
-    round.plans[1].verify_row = 7;
+    round.plans[1].verify_row = 9;
     round.plans[2].verify_row = i32::MAX;
     round.plans[3].draft_row = 2;
     round.plans[4].draft_row = -1;
     round.plans[5].verify_row = i32::MIN;
     round.plans[6] = WlPlan { verify_row: 6, draft_row: 0, asked: i32::MAX, ..round.plans[6] };
+    // Plain steps, whose row of the draft nobody reads.
+    round.plans[7] = WlPlan { verify_row: 3, draft_row: 99, asked: 0, ..round.plans[7] };
+    round.plans[8] = WlPlan { verify_row: 10, draft_row: -99, asked: -3, ..round.plans[8] };
     let mut after = round.clone();
     after.begin();
-    assert_eq!(after.states.iter().filter(|s| s.verify_row >= 0).count(), 2);
+    assert_eq!(after.states.iter().filter(|s| s.verify_row >= 0).count(), 4);
     let device = Device::new(&rig, &round, &after).begun();
     assert_eq!((device.draft_rows(), device.verify_rows()), (after.draft.clone(), after.verify.clone()));
     device.check(&after, "begin");
@@ -866,7 +933,7 @@ fn states_that_make_no_sense_do_no_harm() {
     let rig = rig();
     let sampled = Sampling { temperature: 1.0, repetition_penalty: 1.1, ..Sampling::default() };
     let good = WlSequence { rows: 2, drafted: 1, ..sequence(sampled, 1) };
-    let mut states = vec![good; 8];
+    let mut states = vec![good; 11];
     states[0].rows = 0;
     states[1].rows = i32::MIN;
     (states[2].rows, states[2].drafted) = (i32::MAX, i32::MAX);
@@ -875,6 +942,9 @@ fn states_that_make_no_sense_do_no_harm() {
     states[5].drafts[0] = -1;
     states[6].draft_row = -1;
     (states[7].eos_count, states[7].length) = (i32::MAX, i32::MAX - 20);
+    states[8].draft_row = 1;
+    states[9].verify_row = -1;
+    states[10].verify_row = i32::MIN;
     let mut round = Round::new(5, states, 2, 1, 4);
     round.draft_logits.fill(0.0);
     round.verify_logits.fill(0.0);
@@ -884,7 +954,9 @@ fn states_that_make_no_sense_do_no_harm() {
     device.accept(0..4, Some(1));
     let rounds: Vec<WlRound> = read(&rig, &device.rounds);
     assert_same(&rounds[..3], &[WlRound::default(); 3], "rounds without rows, or with too many");
+    assert_same(&rounds[9..], &[WlRound::default(); 2], "sequences outside the round");
     assert!(rounds.iter().all(|r| (0..=17).contains(&r.emitted)), "{rounds:?}");
+    assert_eq!([rounds[6].stop, rounds[8].stop], [WL_STOP_NO_LOGITS; 2], "rows that the draft has not");
 }
 
 /// A refusal reads both rows once and a sixteenth; all else reads no more than the tokens in question.

@@ -56,7 +56,7 @@ fn exp(x: f32) -> f32 {
 
 fn weight(score: f32, max: f32, temperature: f32) -> f32 {
     let inverse = (1.0 / temperature).min(f32::MAX);
-    let difference = (score - max).max(-f32::MAX);
+    let difference = score - max;
     let x = difference * inverse;
     exp((-x).mul_add(temperature, difference).mul_add(inverse, x))
 }
@@ -508,14 +508,17 @@ fn ties_go_to_the_lowest_ids() {
         // Weights that differ in their last bits alone.
         let close: Vec<f32> = (0..vocab).map(|id| ((id * 7919) % vocab) as f32 * -2e-7).collect();
         let (mut states, mut logits) = (vec![], vec![]);
+        // Scores that differ where weights do not: top-p ranks by weight, but only what top-k left.
+        let closer: Vec<f32> = (0..vocab).map(|id| ((id * 7919) % vocab) as f32 * -2e-9).collect();
         let zeros = (0..vocab).map(|id| if id % 2 == 0 { -0.0 } else { 0.0 }).collect();
-        for row in [vec![0.0; vocab], zeros, steps, close] {
+        for row in [vec![0.0; vocab], zeros, steps, close, closer] {
             for sampling in [
                 Sampling { temperature: 0.0, ..base },
                 Sampling { top_p: 0.5, ..base },
                 Sampling { top_k: 3, ..base },
                 Sampling { top_k: vocab / 2, top_p: 0.25, ..base },
                 Sampling { min_p: (-1.0f32).exp(), top_p: 0.9, ..base },
+                Sampling { top_k: vocab / 2, top_p: 0.999_99, ..base },
             ] {
                 states.push(sequence(sampling, states.len() as u64));
                 logits.extend(&row);
@@ -529,12 +532,34 @@ fn ties_go_to_the_lowest_ids() {
             let p = &run.probabilities[row * vocab..][..vocab];
             (0..vocab).filter(|id| p[*id] > 0.0).collect::<Vec<_>>()
         };
-        assert_eq!([run.choices[0].id, run.choices[5].id], [0, 0], "zeros of both signs are one");
+        assert_eq!([run.choices[0].id, run.choices[6].id], [0, 0], "zeros of both signs are one");
         assert_eq!(kept(1), (0..vocab / 2).collect::<Vec<_>>());
         assert_eq!(kept(2).len(), vocab);
         assert_eq!(kept(3), (0..vocab / 4).collect::<Vec<_>>());
-        assert_eq!(kept(12), (0..vocab).filter(|id| id % 5 == 0).collect::<Vec<_>>(), "top-k's last tie");
+        assert_eq!(kept(14), (0..vocab).filter(|id| id % 5 == 0).collect::<Vec<_>>(), "top-k's last tie");
     }
+}
+
+/// A row with 400 tokens over the 2^-14 that makes candidates: filters that end among them, at the last and past it.
+#[test]
+fn filters_end_among_candidates_or_past_them() {
+    let vocab = 700;
+    let base = Sampling { temperature: 1.0, ..Sampling::default() };
+    let row: Vec<f32> = (0..vocab).map(|id| (id * 3 % vocab) as f32 * (-9.7 / 400.0)).collect();
+    let settings = [
+        Sampling { top_k: 399, ..base },
+        Sampling { top_k: 400, ..base },
+        Sampling { top_k: 401, ..base },
+        Sampling { top_k: 600, top_p: 0.99, ..base },
+        Sampling { top_p: 0.99, ..base },
+        Sampling { top_p: 0.99999, ..base },
+        Sampling { min_p: 0.01, ..base },
+        Sampling { min_p: 1e-6, ..base },
+        Sampling { temperature: 1e-40, ..base },
+    ];
+    let states = (1..).zip(settings).map(|(id, sampling)| sequence(sampling, id)).collect();
+    let case = Case::new(vocab, states, row.repeat(settings.len()));
+    rigs().iter().for_each(|rig| case.check(rig));
 }
 
 #[test]
@@ -566,12 +591,15 @@ fn rows_that_nobody_asks_for_are_left_alone() {
     ended.stop = WL_STOP_NOT_FINITE;
     let out = WlSequence { verify_row: -1, ..state };
     let mut case = Case::new(40, vec![state; 8], vec![f32::NAN; 8 * 40]);
+    case.states[0].length = -1;
     case.states[5] = ended;
     case.states[6] = out;
+    case.states[7].rows = i32::MAX;
     let at = state.length;
-    // Dead; a slot that there is none of; a position before and behind the round; ended; not in the round.
-    let positions = [-1, at, at, at - 1, at + 1, at, at, i32::MIN];
-    let sequences = [0, 8, -3, 3, 4, 5, 6, i32::MAX];
+    // Dead; a slot that there is none of; a position before and behind the round; ended; not in the round; a row that no
+    // round has.
+    let positions = [-1, at, at, at - 1, at + 1, at, at, at + 1 + MAX_DRAFT as i32];
+    let sequences = [0, 8, -3, 3, 4, 5, 6, 7];
     let run = case.run_rows(&rig, false, &positions, &sequences);
     assert_same(&run.choices, &[UNTOUCHED; 8], "dead rows");
 }
@@ -667,6 +695,16 @@ fn the_ends_of_the_random_numbers_are_tokens_with_probability() {
         let ids: Vec<i32> = case.run(&rig, false).choices.iter().map(|c| c.id).collect();
         assert_eq!(ids, [0, 3999, 1, 3, 2501, 2700, 3999, 3999, 3, 2431, 2432, 2560]);
     }
+    // So large that a warp looks for the token in two steps: the first token, and the last, are in the second.
+    let vocab = 40000;
+    let states =
+        [all_zeros(PLAIN), ALL_ONES].map(|(id, length)| WlSequence { length, ..sequence(sampling, id) });
+    let row = |range: std::ops::Range<usize>| {
+        (0..vocab).map(move |id| if range.contains(&id) { 3.0 } else { -3.0 })
+    };
+    let case = Case::new(vocab, states.to_vec(), row(130..500).chain(row(100..250)).collect());
+    let choices = case.run(&rig(), false).choices;
+    assert_eq!([choices[0].id, choices[1].id], [130, 249]);
 }
 
 /// Pearson's test at about 1e-9: whether counts may come from these probabilities.
