@@ -835,7 +835,8 @@ fn sample_leaves_alone_what_does_not_fit() {
 #[test]
 fn plans_that_do_not_fit_sit_out() {
     let rig = rig();
-    let states = (0..9).map(|id| sequence(Sampling::default(), id)).collect();
+    let mut states: Vec<_> = (0..10).map(|id| sequence(Sampling::default(), id)).collect();
+    states[9].remaining = 0;
     let mut round = Round::new(4, states, 3, 2, 11);
     round.plan(2, 0.0);
     for plan in &mut round.plans {
@@ -957,6 +958,15 @@ fn states_that_make_no_sense_do_no_harm() {
     assert_same(&rounds[9..], &[WlRound::default(); 2], "sequences outside the round");
     assert!(rounds.iter().all(|r| (0..=17).contains(&r.emitted)), "{rounds:?}");
     assert_eq!([rounds[6].stop, rounds[8].stop], [WL_STOP_NO_LOGITS; 2], "rows that the draft has not");
+
+    // More drafts than a round has, all of them kept.
+    let many = WlSequence { rows: 20, drafted: 20, drafts: [3; 16], ..sequence(Sampling::default(), 1) };
+    let mut round = Round::new(5, vec![many], 2, 1, 24);
+    round.verify_choices.fill(WlChoice { id: 3, ..WlChoice::default() });
+    let mut device = Device::new(&rig, &round, &round);
+    device.accept(0..24, Some(1));
+    let rounds: Vec<WlRound> = read(&rig, &device.rounds);
+    assert_eq!((rounds[0].drafted, rounds[0].accepted, rounds[0].emitted), (16, 16, 17));
 }
 
 /// A refusal reads both rows once and a sixteenth; all else reads no more than the tokens in question.
@@ -964,9 +974,9 @@ fn states_that_make_no_sense_do_no_harm() {
 fn logits_are_read_for_refusals_alone() {
     let rig = rig();
     let vocab = 16384;
-    let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
-    for refused in [false, true] {
-        let mut round = Round::new(vocab, vec![sequence(sampled, 1)], 2, 1, 2);
+    for (refused, temperature) in [(false, 1.0), (true, 1.0), (true, 0.0)] {
+        let sampling = Sampling { temperature, ..Sampling::default() };
+        let mut round = Round::new(vocab, vec![sequence(sampling, 1)], 2, 1, 2);
         round.plan(1, 0.0);
         let mut after = round.clone();
         let row = |id: usize| (0..vocab).map(|i| if i == id { 30.0 } else { 0.0 }).collect::<Vec<f32>>();
@@ -979,7 +989,8 @@ fn logits_are_read_for_refusals_alone() {
         device.verify();
         let Some(counters) = device.accept(0..2, Some(1)) else { return };
         device.check(&after, "refusal");
-        let rows = if refused { 2.0 * 4.0 * vocab as f64 * (1.0 + 1.0 / 16.0 + 1.0 / 256.0) } else { 0.0 };
+        let drawn = refused && temperature > 0.0;
+        let rows = if drawn { 2.0 * 4.0 * vocab as f64 * (1.0 + 1.0 / 16.0 + 1.0 / 256.0) } else { 0.0 };
         let bytes = (counters.global_load.sectors * 32) as f64;
         assert!(bytes >= rows && bytes <= rows * 1.05 + 32768.0, "{bytes} for {rows}");
     }
