@@ -4,12 +4,15 @@ mod common;
 
 use std::{path::Path, sync::Arc};
 
-use common::{bits_hash, golden_dir, greedy, ids, json, load, run};
+use common::{
+    bits_hash,
+    distribution::{Counts, Joint, write_tiny},
+    golden_dir, greedy, ids, json, load, logits, run,
+};
 use warploom::{
-    backend::{Backend, Gpu, Row},
-    cache::Cache,
+    backend::Gpu,
     checkpoint::{Checkpoint, Dtype},
-    decode::{Finished, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
+    decode::{Finished, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
     driver::{self, Driver},
     model::Llama,
 };
@@ -152,24 +155,26 @@ fn sampled_rounds_reproduce() {
     assert_eq!(batch[0].0.ids, other.ids);
 }
 
-/// Logits of every position of `ids`, computed as decode rows.
-fn logits<B: Backend>(llama: &Llama<B>, ids: &[u32]) -> Vec<Vec<f32>> {
-    let page = llama.backend().page_size();
-    let pages = ids.len().div_ceil(page);
-    let mut cache = Cache::new(pages, page, 1, pages).unwrap();
-    let mut kv = llama.kv(&cache).unwrap();
-    let mut work = llama.work(ids.len(), ids.len()).unwrap();
-    let sequence = cache.create().unwrap();
-    cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();
-    let rows: Vec<Row> =
-        ids.iter().enumerate().map(|(position, token)| Row { token: *token, position, sequence }).collect();
-    llama.forward(0..llama.config().layers, &rows, &mut kv, &cache, &mut work).unwrap();
-    let vocab = llama.config().vocab;
-    llama.head(0, ids.len(), &mut work).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
+/// Tokens of sampled rounds are distributed as the model's own probabilities say.
+#[test]
+fn sampled_rounds_keep_the_distribution() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny(dir.path());
+    let llama = on_device(dir.path(), 64);
+    let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
+    let known = Joint::new(&llama, &[4], 2, 1, sampling.temperature);
+    // A token more than is counted: the limit leaves room for two drafts.
+    let request =
+        |seed| drafting(Request { sampling: Sampling { seed, ..sampling }, ..greedy(&[4], 3) }, 1, 2, 0.0);
+    let limits = Limits { sequences: 64, context: 16, max_draft: 2 };
+    let counts = Counts::new(&llama, limits, 2, (0..384).map(request));
+    known.assert_right(&counts, "two drafts by one layer");
+    let share = counts.accepted as f64 / counts.drafted as f64;
+    assert!((0.2..0.9).contains(&share), "{share} of the drafts were accepted");
 }
 
-/// Where the most likely token is another than on the CPU, which computes in f32, the CPU's is ahead by less than twice the error of the
-/// logits; and that is rare.
+/// Where the most likely token is another than on the CPU, which computes in f32, the CPU's is ahead by less than twice
+/// the error of the logits; and that is rare.
 #[test]
 fn choices_are_the_cpus_but_for_ties() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
@@ -184,7 +189,8 @@ fn choices_are_the_cpus_but_for_ties() {
         let device = on_device(&dir, 256);
         // bf16 has 8 bits, f16 has 11: each of some ten roundings costs half a unit of what it rounds.
         let bound = if device.backend().dtype() == Dtype::F16 { 0.0125 } else { 0.1 };
-        let (want, got) = (logits(&cpu, &ids), logits(&device, &ids));
+        let (want, got) =
+            (logits(&cpu, &ids, cpu.config().layers), logits(&device, &ids, cpu.config().layers));
         for (position, (want, got)) in want.iter().zip(&got).enumerate() {
             let best = |x: &[f32]| (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best });
             let (theirs, ours) = (best(want), best(got));
@@ -214,7 +220,7 @@ fn prompts_in_slices_and_shared_prefixes() {
     let alone = run(&llama, vec![greedy(&prompt, 4)], 256).remove(0);
     let both = run(&llama, vec![greedy(&prompt[..140], 4), greedy(&prompt, 4)], 256);
     assert_equal("with a shared prefix", &both[1], &alone);
-    let rows = logits(&llama, &prompt);
+    let rows = logits(&llama, &prompt, llama.config().layers);
     assert_eq!(bits_hash(&rows[149]), alone.1[0], "one pass over 150 decode rows, in slices of 64");
 }
 

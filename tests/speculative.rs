@@ -3,9 +3,13 @@
 
 mod common;
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
-use common::{GOLDEN, bits_hash, golden_dir, greedy, ids, json, load, run};
+use common::{
+    GOLDEN, bits_hash,
+    distribution::{Counts, Joint, write_tiny},
+    golden_dir, greedy, ids, json, load, run,
+};
 use rayon::prelude::*;
 use warploom::{
     backend::{Cpu, Isa},
@@ -367,143 +371,30 @@ fn refused_requests_leave_the_generator_as_it_was() {
     assert!(Generator::new(&llama, Limits { sequences: 0, context: 5, max_draft: 0 }).is_err());
 }
 
-/// A model so small that every three-token continuation can be counted.
-fn tiny(dir: &Path) -> Llama<Cpu> {
-    const VOCAB: usize = 5;
-    let config = r#"{"model_type":"llama","hidden_size":16,"intermediate_size":24,"num_hidden_layers":3,
-        "num_attention_heads":2,"num_key_value_heads":1,"vocab_size":5,"max_position_embeddings":64,"rms_norm_eps":1e-5}"#;
-    std::fs::write(dir.join("config.json"), config).unwrap();
-    let config = warploom::checkpoint::Config::from_dir(dir).unwrap();
-    let mut state = 12345u64;
-    let mut tensors = Vec::new();
-    for (name, shape) in config.tensors() {
-        let count: usize = shape.iter().product();
-        let bytes: Vec<u8> = (0..count)
-            .flat_map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let noise = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-                let value = if name.contains("norm") { 1.0 + 0.3 * noise } else { 0.6 * noise };
-                value.to_le_bytes()
-            })
-            .collect();
-        tensors.push((name, shape, bytes));
-    }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (
-            name.clone(),
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap(),
-        )
-    });
-    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    let llama = load(dir, 64);
-    assert_eq!(llama.config().vocab, VOCAB);
-    llama
-}
-
-/// The logits of the next token after `ids`, by `layers` layers.
-fn next_distribution(llama: &Llama<Cpu>, ids: &[u32], layers: usize) -> Vec<f64> {
-    use warploom::{backend::Row, cache::Cache};
-    let mut cache = Cache::new(4, 16, 1, 4).unwrap();
-    let mut kv = llama.kv(&cache).unwrap();
-    let mut work = llama.work(ids.len(), 1).unwrap();
-    let sequence = cache.create().unwrap();
-    cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();
-    let rows: Vec<Row> =
-        ids.iter().enumerate().map(|(position, token)| Row { token: *token, position, sequence }).collect();
-    llama.forward(0..layers, &rows, &mut kv, &cache, &mut work).unwrap();
-    let logits = llama.head(ids.len() - 1, 1, &mut work).unwrap();
-    let weights: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / f64::from(TEMPERATURE)).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    weights.iter().map(|w| w / total).collect()
-}
-
-const TEMPERATURE: f32 = 1.3;
-
-/// Chi-squared of `observed` against `expected` (probabilities), cells under 8 merged; and the degrees of freedom.
-fn chi_squared(observed: &HashMap<Vec<u32>, f64>, expected: &HashMap<Vec<u32>, f64>, n: f64) -> (f64, f64) {
-    let (mut statistic, mut cells) = (0.0, 0.0);
-    let (mut rest_observed, mut rest_expected) = (0.0, 0.0);
-    for (key, p) in expected {
-        let (o, e) = (observed.get(key).copied().unwrap_or(0.0), p * n);
-        if e < 8.0 {
-            rest_observed += o;
-            rest_expected += e;
-        } else {
-            statistic += (o - e) * (o - e) / e;
-            cells += 1.0;
-        }
-    }
-    if rest_expected > 0.0 {
-        statistic += (rest_observed - rest_expected) * (rest_observed - rest_expected) / rest_expected;
-        cells += 1.0;
-    }
-    (statistic, cells - 1.0)
-}
-
-/// Whether a chi-squared statistic is beyond what chance gives once in some 10,000 trials (Wilson–Hilferty).
-fn too_large((statistic, freedom): (f64, f64)) -> bool {
-    let z = ((statistic / freedom).cbrt() - (1.0 - 2.0 / (9.0 * freedom))) / (2.0 / (9.0 * freedom)).sqrt();
-    z > 3.8
-}
-
 /// Joint three-token continuations over many seeds against the model's exact probabilities. Without the
 /// residual distribution the counts would follow another distribution, which the same test must reject.
 #[test]
 fn sampled_rounds_keep_the_distribution() {
     let dir = tempfile::tempdir().unwrap();
-    let llama = tiny(dir.path());
+    write_tiny(dir.path());
+    let llama = load(dir.path(), 64);
     let prompt = [1u32, 4, 2];
-    let mut expected = HashMap::new();
-    let mut without_residual = HashMap::new();
-    let after = |more: &[u32], layers| next_distribution(&llama, &[&prompt[..], more].concat(), layers);
-    // What rounds would give if a refused draft were replaced by a draw from p itself.
-    let wrong = |p: &[f64], q: &[f64]| -> Vec<f64> {
-        let kept: Vec<f64> = p.iter().zip(q).map(|(p, q)| p.min(*q)).collect();
-        let refused = 1.0 - kept.iter().sum::<f64>();
-        kept.iter().zip(p).map(|(kept, p)| kept + refused * p).collect()
-    };
-    let first = after(&[], 3);
-    let first_wrong = wrong(&first, &after(&[], 1));
-    for a in 0..5u32 {
-        let second = after(&[a], 3);
-        for b in 0..5u32 {
-            let third = after(&[a, b], 3);
-            for c in 0..5u32 {
-                let rest = second[b as usize] * third[c as usize];
-                expected.insert(vec![a, b, c], first[a as usize] * rest);
-                without_residual.insert(vec![a, b, c], first_wrong[a as usize] * rest);
-            }
-        }
-    }
+    let sampling = Sampling { temperature: 1.3, ..Sampling::default() };
+    let known = Joint::new(&llama, &prompt, 3, 1, sampling.temperature);
+    let limits = Limits { sequences: 1, context: 16, max_draft: MAX_DRAFT };
     const SEEDS: u64 = 20_000;
     for (draft, policy) in
         [(0, Policy::Off), (2, Policy::Fixed), (4, Policy::Length), (4, Policy::Confidence)]
     {
-        let mut observed: HashMap<Vec<u32>, f64> = HashMap::new();
-        let (mut drafted, mut accepted) = (0, 0);
-        let mut generator =
-            Generator::new(&llama, Limits { sequences: 1, context: 16, max_draft: MAX_DRAFT }).unwrap();
-        for seed in 0..SEEDS {
-            let sampling = Sampling { temperature: TEMPERATURE, seed, ..Sampling::default() };
-            // Five tokens, so that the drafts of the first three are not cut short by the limit.
-            let request = Request { sampling, ..greedy(&prompt, 5) };
-            let slot = generator.start(drafting(request, policy, 3, 1, draft, Some(0.35))).unwrap();
-            while generator.is_active() {
-                generator.round(&mut |_: usize, _: u32| None).unwrap();
-            }
-            let done = generator.finish(slot).unwrap();
-            drafted += done.stats.drafted;
-            accepted += done.stats.accepted;
-            *observed.entry(done.ids[..3].to_vec()).or_default() += 1.0;
-        }
-        let right = chi_squared(&observed, &expected, SEEDS as f64);
-        assert!(!too_large(right), "{policy}: {right:?}");
-        assert!(
-            too_large(chi_squared(&observed, &without_residual, SEEDS as f64)),
-            "{policy}: the test has no teeth"
-        );
+        // Five tokens, so that the drafts of the first three are not cut short by the limit.
+        let request = |seed| {
+            let request = Request { sampling: Sampling { seed, ..sampling }, ..greedy(&prompt, 5) };
+            drafting(request, policy, 3, 1, draft, Some(0.35))
+        };
+        let counts = Counts::new(&llama, limits, 3, (0..SEEDS).map(request));
+        known.assert_right(&counts, &format!("{policy}"));
         if draft > 0 {
-            let share = accepted as f64 / drafted as f64;
+            let share = counts.accepted as f64 / counts.drafted as f64;
             assert!((0.2..0.9).contains(&share), "{policy}: {share} of the drafts were accepted");
         }
     }
@@ -513,7 +404,7 @@ fn sampled_rounds_keep_the_distribution() {
 #[test]
 fn weights_that_are_not_finite() {
     let dir = tempfile::tempdir().unwrap();
-    drop(tiny(dir.path()));
+    write_tiny(dir.path());
     let path = dir.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let end = bytes.len();

@@ -1,11 +1,14 @@
 //! What several tests share: the golden checkpoints, and generating from a loaded model.
 #![allow(dead_code)]
 
+pub mod distribution;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use warploom::{
-    backend::{Backend, Cpu},
+    backend::{Backend, Cpu, Row},
+    cache::Cache,
     checkpoint::Checkpoint,
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     model::Llama,
@@ -87,4 +90,20 @@ pub fn run<B: Backend>(
     (0..count)
         .map(|slot| (generator.finish(slot).expect("a sequence"), std::mem::take(&mut recorder.rows[slot])))
         .collect()
+}
+
+/// Logits of every position of `ids` by the first `layers` layers, computed as decode rows.
+pub fn logits<B: Backend>(llama: &Llama<B>, ids: &[u32], layers: usize) -> Vec<Vec<f32>> {
+    let page = llama.backend().page_size();
+    let pages = ids.len().div_ceil(page);
+    let mut cache = Cache::new(pages, page, 1, pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
+    let mut work = llama.work(ids.len(), ids.len()).unwrap();
+    let sequence = cache.create().unwrap();
+    cache.append(sequence, ids.len(), &mut Vec::new()).unwrap();
+    let rows: Vec<Row> =
+        ids.iter().enumerate().map(|(position, token)| Row { token: *token, position, sequence }).collect();
+    llama.forward(0..layers, &rows, &mut kv, &cache, &mut work).unwrap();
+    let vocab = llama.config().vocab;
+    llama.head(0, ids.len(), &mut work).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
 }
