@@ -651,17 +651,40 @@ fn sample_and_accept_by_hand() {
     assert_eq!(round.rounds, 0, "an ended sequence has no round");
 }
 
-/// A row's penalty takes in the drafts before it, in p, in q and in the residual: many drafts of few tokens.
+/// A row's penalty takes in the drafts before it, in p, in q and in the residual: q is fond of one token, p less so, and
+/// without their penalties p / q would be 0.2 in place of 0.8.
 #[test]
 fn sample_and_accept_penalise_drafts() {
-    let mut random = Random::new("accept penalties");
     let sampling = Sampling { temperature: 1.0, repetition_penalty: 3.0, ..Sampling::default() };
-    for (vocab, rig) in [4, 5, 8].into_iter().zip(rigs().iter().cycle()) {
+    for (favourite, rig) in [0, 3, 5, 6].into_iter().zip(rigs().iter().cycle()) {
         let states = (0..30).map(|id| sequence(sampling, id)).collect();
-        let mut round = Round::new(vocab, states, 4, 30, 120);
+        let mut round = Round::new(7, states, 4, 30, 120);
         round.plan(3, 0.0);
-        let after = play(&round, &mut random, 1.5, false);
+        let row = |logit: f32| (0..7).map(|id| if id == favourite { logit } else { 0.0 }).collect::<Vec<_>>();
+        let mut after = round.clone();
+        after.begin();
+        (0..3).for_each(|step| after.draft(step, |_, _| row(6.0)));
+        after.verify(|_, _, _| row(4.0));
+        after.accept();
         round.run(rig, &after, &rig.name);
+    }
+}
+
+/// The row behind the drafts is not finite: what was kept before it stays, and counts once.
+#[test]
+fn a_last_row_that_is_not_finite() {
+    let rig = rig();
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling { temperature, ..Sampling::default() };
+        let mut round = Round::new(4, vec![sequence(sampling, 1)], 2, 1, 2);
+        round.plan(1, 0.0);
+        let mut after = round.clone();
+        after.begin();
+        after.draft(0, |_, _| vec![0.0, 90.0, 0.0, 0.0]);
+        after.verify(|_, _, i| vec![if i == 1 { f32::NAN } else { 0.0 }, 90.0, 0.0, 0.0]);
+        after.accept();
+        assert_eq!((after.rounds[0].accepted, after.rounds[0].stop), (1, WL_STOP_NOT_FINITE));
+        round.run(&rig, &after, &format!("temperature {temperature}"));
     }
 }
 
