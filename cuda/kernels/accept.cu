@@ -112,7 +112,7 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     WlSequence& state = global<WlSequence>(p.states)[slot];
     if (state.verify_row < p.verify_first) return;
     const int verify_row = state.verify_row - p.verify_first;
-    const int rows = min(state.rows, WL_MAX_DRAFT + 1), drafted = min(state.drafted, WL_MAX_DRAFT);
+    const int rows = state.rows, drafted = min(state.drafted, WL_MAX_DRAFT);
     if (rows < 1 || verify_row > p.verify_rows - rows) return;
     const bool greedy = state.temperature == 0.0f;
     // Without the logits of its drafts, a sequence that draws tokens cannot judge them.

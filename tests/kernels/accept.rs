@@ -670,21 +670,24 @@ fn sample_and_accept_penalise_drafts() {
     }
 }
 
-/// The row behind the drafts is not finite: what was kept before it stays, and counts once.
+/// A draft or the row behind the drafts is not finite: what was kept stays and counts once, and the position is told.
 #[test]
-fn a_last_row_that_is_not_finite() {
+fn rows_that_are_not_finite() {
     let rig = rig();
-    for temperature in [0.0, 1.0] {
+    for (temperature, bad_draft) in [(0.0, false), (1.0, false), (0.0, true), (1.0, true)] {
         let sampling = Sampling { temperature, ..Sampling::default() };
-        let mut round = Round::new(4, vec![sequence(sampling, 1)], 2, 1, 2);
-        round.plan(1, 0.0);
+        let mut round = Round::new(4, vec![sequence(sampling, 1)], 3, 1, 3);
+        round.plan(2, 0.0);
+        let row = |bad: bool| vec![if bad { f32::NAN } else { 0.0 }, 90.0, 0.0, 0.0];
         let mut after = round.clone();
         after.begin();
-        after.draft(0, |_, _| vec![0.0, 90.0, 0.0, 0.0]);
-        after.verify(|_, _, i| vec![if i == 1 { f32::NAN } else { 0.0 }, 90.0, 0.0, 0.0]);
+        (0..2).for_each(|step| after.draft(step, |_, _| row(bad_draft && step == 1)));
+        after.verify(|_, _, i| row(i == 2));
         after.accept();
-        assert_eq!((after.rounds[0].accepted, after.rounds[0].stop), (1, WL_STOP_NOT_FINITE));
-        round.run(&rig, &after, &format!("temperature {temperature}"));
+        let (end, position) = (&after.rounds[0], after.states[0].failed_position - round.states[0].length);
+        assert_eq!(end.stop, WL_STOP_NOT_FINITE);
+        assert_eq!((end.accepted, position), if bad_draft { (0, 1) } else { (2, 2) });
+        round.run(&rig, &after, &format!("temperature {temperature}, draft {bad_draft}"));
     }
 }
 
@@ -845,7 +848,7 @@ fn sample_leaves_alone_what_does_not_fit() {
     device.check(&round, "draft");
 
     // One that fits, but for the number of ids that end it: those there is room for are looked at.
-    let state = WlSequence { eos_count: i32::MAX, eos: [7; 16], ..sequence(sampled, 1) };
+    let state = WlSequence { eos_count: 1000, eos: [7; 16], ..sequence(sampled, 1) };
     let mut round = Round::new(5, vec![state], 2, 1, 2);
     round.draft_logits.fill(0.0);
     round.plan(1, 0.0);
@@ -965,7 +968,7 @@ fn states_that_make_no_sense_do_no_harm() {
     states[4].drafts[0] = i32::MAX;
     states[5].drafts[0] = -1;
     states[6].draft_row = -1;
-    (states[7].eos_count, states[7].length) = (i32::MAX, i32::MAX - 20);
+    (states[7].eos_count, states[7].length) = (1000, i32::MAX - 20);
     states[8].draft_row = 1;
     states[9].verify_row = -1;
     states[10].verify_row = i32::MIN;

@@ -508,8 +508,8 @@ fn ties_go_to_the_lowest_ids() {
         // Weights that differ in their last bits alone.
         let close: Vec<f32> = (0..vocab).map(|id| ((id * 7919) % vocab) as f32 * -2e-7).collect();
         let (mut states, mut logits) = (vec![], vec![]);
-        // Scores that differ where weights do not: top-p ranks by weight, but only what top-k left.
-        let closer: Vec<f32> = (0..vocab).map(|id| ((id * 7919) % vocab) as f32 * -2e-9).collect();
+        // Scores that differ where hundreds of weights do not: top-p ranks by weight and id, but only what top-k left.
+        let closer: Vec<f32> = (0..vocab).map(|id| ((id * 7919) % vocab) as f32 * -2e-10).collect();
         let zeros = (0..vocab).map(|id| if id % 2 == 0 { -0.0 } else { 0.0 }).collect();
         for row in [vec![0.0; vocab], zeros, steps, close, closer] {
             for sampling in [
