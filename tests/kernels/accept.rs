@@ -651,8 +651,8 @@ fn sample_and_accept_by_hand() {
     assert_eq!(round.rounds, 0, "an ended sequence has no round");
 }
 
-/// A row's penalty takes in the drafts before it, in p, in q and in the residual: q is fond of one token, p less so, and
-/// without their penalties p / q would be 0.2 in place of 0.8.
+/// A row's penalty takes in the drafts before it, in p, in q and in the residual: q is fond of one token, p less so,
+/// and without their penalties p / q would be 0.2 in place of 0.8.
 #[test]
 fn sample_and_accept_penalise_drafts() {
     let sampling = Sampling { temperature: 1.0, repetition_penalty: 3.0, ..Sampling::default() };

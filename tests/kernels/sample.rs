@@ -596,8 +596,8 @@ fn rows_that_nobody_asks_for_are_left_alone() {
     case.states[6] = out;
     case.states[7].rows = i32::MAX;
     let at = state.length;
-    // Dead; a slot that there is none of; a position before and behind the round; ended; not in the round; a row that no
-    // round has.
+    // Dead; a slot that there is none of; a position before and behind the round; ended; not in the round; a row that
+    // no round has.
     let positions = [-1, at, at, at - 1, at + 1, at, at, at + 1 + MAX_DRAFT as i32];
     let sequences = [0, 8, -3, 3, 4, 5, 6, 7];
     let run = case.run_rows(&rig, false, &positions, &sequences);
