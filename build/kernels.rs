@@ -47,7 +47,7 @@ pub fn build() -> Result<(), String> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo runs this")?);
     // Documentation is built where there is no nvcc, and tells nothing of machine code.
     if env::var_os("DOCS_RS").is_some() {
-        return write(&out_dir.join("kernels.rs"), table(&[])?.as_bytes());
+        return write(&out_dir.join("kernels.rs"), table(&[], 0)?.as_bytes());
     }
     let nvcc = Nvcc::find(&out_dir)?;
     let archs = nvcc.architectures()?;
@@ -72,7 +72,7 @@ pub fn build() -> Result<(), String> {
         }
     }
     let compiled: Vec<(&Source, &Object)> = sources.iter().zip(&objects).collect();
-    write(&out_dir.join("kernels.rs"), table(&compiled)?.as_bytes())
+    write(&out_dir.join("kernels.rs"), table(&compiled, nvcc.version)?.as_bytes())
 }
 
 /// The kernel files, by name.
@@ -108,7 +108,14 @@ fn sources(archs: &[Arch]) -> Result<Vec<Source>, String> {
             options().chain(["-ptx".into()]).chain(gencode(ptx, format!("compute_{ptx}"))).collect();
         Source { stem, path: path.to_string_lossy().into_owned(), calls: [fatbin, ptx], archs }
     };
-    Ok(paths.iter().map(source).collect())
+    let sources: Vec<Source> = paths.iter().map(source).collect();
+    // Its name becomes that of a static in Rust.
+    match sources.iter().find(|source| !source.stem.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) {
+        Some(source) => {
+            Err(format!("{}: rename it: letters, digits and _ make a kernel file's name", source.path))
+        }
+        None => Ok(sources),
+    }
 }
 
 /// Finds each file's object, or makes it.
@@ -219,11 +226,18 @@ fn judge(source: &Source, object: &Object, faults: &mut String) {
 }
 
 /// The Rust source of the table.
-fn table(compiled: &[(&Source, &Object)]) -> Result<String, String> {
+fn table(compiled: &[(&Source, &Object)], cuda: u32) -> Result<String, String> {
     let mut text = String::from(
         "/// The compiled kernels: a family for each file of `cuda/kernels`, by name.\npub static FAMILIES: &[crate::driver::Family] = &[\n",
     );
     let say = |_| String::from("the table of kernels cannot be written");
+    text.insert_str(
+        0,
+        &format!(
+            "/// CUDA version of what compiled the kernels, as cuDriverGetVersion counts: 13000 is 13.0.\n\
+             pub const CUDA_VERSION: u32 = {cuda};\n\n"
+        ),
+    );
     for (source, object) in compiled {
         let stem = &source.stem;
         let reports = ptxas::parse(&object.output);

@@ -16,6 +16,8 @@ pub struct Nvcc {
     pub path: PathBuf,
     /// Everything about it and its C++ compiler that may change what comes out.
     pub identity: String,
+    /// Its CUDA version as the driver counts: 13000 is 13.0.
+    pub version: u32,
     /// Architectures it knows: 80, 90.
     known: Vec<u32>,
 }
@@ -26,13 +28,18 @@ impl Nvcc {
         for name in ["NVCC", "CUDA_HOME"].iter().chain(&ENVIRONMENT) {
             println!("cargo::rerun-if-env-changed={name}");
         }
-        let path = find().ok_or(
-            "the feature `cuda` needs nvcc, and there is none in $NVCC, $CUDA_HOME/bin, PATH, /usr/local/cuda/bin or .cuda/bin: \
-             run scripts/setup-cuda, which installs one into .cuda/ (no root, no GPU), or build without the feature",
-        )?;
+        let path = find().ok_or_else(|| match named() {
+            Some(name) => format!("NVCC names {}, which cannot be run: correct or unset it", name.display()),
+            None => "the feature `cuda` needs nvcc, and there is none in $NVCC, $CUDA_HOME/bin, PATH, /usr/local/cuda/bin or \
+                     .cuda/bin: run scripts/setup-cuda, which installs one into .cuda/ (no root, no GPU), or build without the \
+                     feature"
+                .into(),
+        })?;
         println!("cargo::rerun-if-changed={}", path.display());
-        let mut nvcc = Nvcc { path, identity: String::new(), known: Vec::new() };
+        let mut nvcc = Nvcc { path, identity: String::new(), version: 0, known: Vec::new() };
         let version = nvcc.ask(&["--version"])?;
+        nvcc.version = release(&version)
+            .ok_or_else(|| format!("{} tells no version:\n{version}", nvcc.path.display()))?;
         let compiler = nvcc.host_compiler(out_dir)?;
         nvcc.known = nvcc
             .ask(&["--list-gpu-code"])?
@@ -70,8 +77,12 @@ impl Nvcc {
 
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
         self.run(arguments).map_err(|text| {
+            let advice = match named() {
+                Some(_) => "correct or unset NVCC, which names it",
+                None => "scripts/setup-cuda installs another",
+            };
             format!(
-                "{} does not work: it fails on {}; scripts/setup-cuda installs another\n{text}",
+                "{} does not work: it fails on {}; {advice}\n{text}",
                 self.path.display(),
                 arguments.join(" ")
             )
@@ -100,12 +111,27 @@ impl Nvcc {
     }
 }
 
+/// From "Cuda compilation tools, release 13.0, V13.0.88".
+fn release(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("release ")?;
+    let (major, rest) = rest.split_once('.')?;
+    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some(1000 * major.parse::<u32>().ok()? + 10 * minor.parse::<u32>().ok()?)
+}
+
+/// $NVCC, where it is set to something.
+fn named() -> Option<PathBuf> {
+    env::var_os("NVCC").filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
 fn find() -> Option<PathBuf> {
-    let named = env::var_os("NVCC").filter(|name| !name.is_empty()).map(PathBuf::from);
     let home = env::var_os("CUDA_HOME")
         .filter(|name| !name.is_empty())
         .map(|home| Path::new(&home).join("bin/nvcc"));
-    if let Some(path) = named.and_then(executable).or(home.and_then(executable)) {
+    if let Some(name) = named() {
+        return executable(name);
+    }
+    if let Some(path) = home.and_then(executable) {
         return Some(path);
     }
     if let Some(path) = executable("nvcc".into()) {

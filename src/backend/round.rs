@@ -107,8 +107,10 @@ pub trait Round<B: Backend + ?Sized>: Send + Sized {
     ) -> Result<()>;
     /// Keeps drafts, or replaces the first that does not hold; `input` is the residual stream of the verification.
     fn accept(&mut self, backend: &B, input: Input<B>, head: &B::Weight) -> Result<()>;
-    /// What came of each plan, in its order: waits for the device.
-    fn outcomes(&mut self, backend: &B) -> Result<&[RoundOutcome]>;
+    /// Waits for the device, and fetches what came of the plans.
+    fn finish(&mut self, backend: &B) -> Result<()>;
+    /// What came of the plan with this index.
+    fn outcome(&self, index: usize) -> &RoundOutcome;
     /// The logits of a row of the verification, on the host.
     fn logits(&mut self, backend: &B, row: usize) -> Result<&[f32]>;
 }
@@ -133,7 +135,10 @@ impl<B: Backend + ?Sized> Round<B> for Infallible {
     fn accept(&mut self, _: &B, _: Input<B>, _: &B::Weight) -> Result<()> {
         match *self {}
     }
-    fn outcomes(&mut self, _: &B) -> Result<&[RoundOutcome]> {
+    fn finish(&mut self, _: &B) -> Result<()> {
+        match *self {}
+    }
+    fn outcome(&self, _: usize) -> &RoundOutcome {
         match *self {}
     }
     fn logits(&mut self, _: &B, _: usize) -> Result<&[f32]> {

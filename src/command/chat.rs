@@ -20,7 +20,7 @@ use super::{
     input, interrupt,
     model::{Job, Loaded, ModelArgs},
     options::{DraftArgs, Drafting, SamplingArgs},
-    output,
+    output, progress,
 };
 
 /// Positions of a conversation where `--context` does not say, if the model has as many.
@@ -106,9 +106,6 @@ pub fn run(args: ChatArgs) -> Result<()> {
 
 impl Job for Talk<'_> {
     type Output = ();
-    fn shows_progress(&self) -> bool {
-        true
-    }
     fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
         let limits = Limits { sequences: 1, context: self.context, max_draft: self.drafting.max_draft() };
         let mut generator = Generator::new(llama, limits)?;
@@ -229,6 +226,7 @@ impl<B: Backend> Chat<'_, '_, B> {
             policy: self.talk.drafting.build(self.layers)?,
             eos: self.talk.eos.clone(),
         };
+        progress::again();
         let slot = match self.slot {
             Some(slot) => {
                 self.generator.resume(slot, request)?;

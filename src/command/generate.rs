@@ -104,10 +104,6 @@ struct Generation<'a> {
 
 impl Job for Generation<'_> {
     type Output = ();
-    fn shows_progress(&self) -> bool {
-        // The text as it comes.
-        self.streaming && !self.json && std::io::stdout().is_terminal()
-    }
     fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
         let Generation { loaded, batch, context, json, streaming } = self;
         let setting = Setting { loaded, backend: llama.backend().name(), drafting: batch.drafting };

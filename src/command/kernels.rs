@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use warploom::{
     Result,
     driver::{Compiled, Entry, Family},
-    kernels::FAMILIES,
+    kernels::{FAMILIES, dynamic_shared_bytes},
 };
 
 use super::output;
@@ -15,11 +15,11 @@ use super::output;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   warploom kernels
-  warploom kernels --dynamic-shared 65536 --json")]
+  warploom kernels --json")]
 pub struct KernelsArgs {
-    /// Dynamic shared memory of a CTA, for CTAs per SM; a launch that asks for some has fewer than with none
-    #[arg(long, value_name = "BYTES", default_value_t = 0)]
-    dynamic_shared: u32,
+    /// Dynamic shared memory of a CTA, for CTAs per SM [default: of each entry, the most that a launch asks for]
+    #[arg(long, value_name = "BYTES")]
+    dynamic_shared: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -37,14 +37,15 @@ pub fn run(args: KernelsArgs) -> Result<()> {
     output::write(&text).map(drop)
 }
 
-fn as_json(families: &[Family], dynamic_shared: u32) -> Value {
+fn as_json(families: &[Family], dynamic_shared: Option<u32>) -> Value {
+    let dynamic = |entry: &Entry| dynamic_shared.unwrap_or_else(|| dynamic_shared_bytes(entry.name));
     let compiled = |entry: &Entry, c: &Compiled| {
         json!({
             "arch": c.arch,
             "registers": c.registers,
             "static_shared_bytes": c.shared_bytes,
             "barriers": c.barriers,
-            "ctas_per_sm": c.resident(entry.threads, dynamic_shared),
+            "ctas_per_sm": c.resident(entry.threads, dynamic(entry)),
         })
     };
     let entry = |entry: &Entry| {
@@ -52,6 +53,7 @@ fn as_json(families: &[Family], dynamic_shared: u32) -> Value {
         json!({
             "name": entry.name,
             "threads": entry.threads,
+            "dynamic_shared_bytes": dynamic(entry),
             "parameter_bytes": entry.parameter_bytes,
             "compiled": compiled,
         })
@@ -65,38 +67,37 @@ fn as_json(families: &[Family], dynamic_shared: u32) -> Value {
             "entries": entries,
         })
     };
-    json!({ "dynamic_shared_bytes": dynamic_shared, "families": families.iter().map(family).collect::<Vec<_>>() })
+    json!({ "families": families.iter().map(family).collect::<Vec<_>>() })
 }
 
 /// A row for each entry and architecture.
-fn as_table(families: &[Family], dynamic_shared: u32) -> String {
-    const HEAD: [&str; 7] = ["family", "entry", "arch", "registers", "shared", "threads", "CTAs/SM"];
+fn as_table(families: &[Family], dynamic_shared: Option<u32>) -> String {
+    const HEAD: [&str; 8] =
+        ["family", "entry", "arch", "registers", "static", "dynamic", "threads", "CTAs/SM"];
     let mut rows = vec![HEAD.map(String::from)];
     let (mut entries, mut bytes) = (0, 0);
     for family in families {
         entries += family.entries.len();
         bytes += family.fatbin.len();
         for entry in family.entries {
-            let row = |arch: &str, numbers: [String; 4]| {
-                let [registers, shared, threads, ctas] = numbers;
-                [family.name.into(), entry.name.into(), arch.into(), registers, shared, threads, ctas]
+            let dynamic = dynamic_shared.unwrap_or_else(|| dynamic_shared_bytes(entry.name));
+            let row = |arch: &str, [registers, shared, ctas]: [String; 3]| {
+                let names = [family.name, entry.name, arch].map(String::from);
+                let [dynamic, threads] = [dynamic, entry.threads].map(|n| n.to_string());
+                let [family, entry, arch] = names;
+                [family, entry, arch, registers, shared, dynamic, threads, ctas]
             };
-            let threads = entry.threads.to_string();
             // Compiled to PTX only, of which registers are not known.
             if entry.compiled.is_empty() {
-                rows.push(row("PTX", ["-".into(), "-".into(), threads.clone(), "-".into()]));
+                rows.push(row("PTX", ["-".into(), "-".into(), "-".into()]));
             }
             for c in entry.compiled {
-                let ctas =
-                    c.resident(entry.threads, dynamic_shared).map_or("-".into(), |ctas| ctas.to_string());
-                rows.push(row(
-                    c.arch,
-                    [c.registers.to_string(), c.shared_bytes.to_string(), threads.clone(), ctas],
-                ));
+                let ctas = c.resident(entry.threads, dynamic).map_or("-".into(), |ctas| ctas.to_string());
+                rows.push(row(c.arch, [c.registers.to_string(), c.shared_bytes.to_string(), ctas]));
             }
         }
     }
-    let widths: [usize; 7] =
+    let widths: [usize; 8] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -112,8 +113,8 @@ fn as_table(families: &[Family], dynamic_shared: u32) -> String {
     }
     let _ = writeln!(
         text,
-        "\n{entries} entries in {} files, {} kB of machine code and PTX. shared: static, in bytes. CTAs/SM: with CTAs of so many \
-         threads and {dynamic_shared} bytes of dynamic shared memory",
+        "\n{entries} entries in {} files, {} kB of machine code and PTX. static, dynamic: shared memory in bytes, and \
+         threads, of the largest CTA that is launched. CTAs/SM: so many of these an SM has room for",
         families.len(),
         bytes.div_ceil(1000),
     );

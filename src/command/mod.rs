@@ -1,7 +1,7 @@
 //! The subcommands of `warploom`, one file each: its arguments and a `run` function.
 //!
 //! What they share: `model` (which model, loaded how), `options` (prompt, sampling, drafting), `batch` (decoding
-//! prompts to texts), `report` (what it cost), `input` (files that the user names), `interrupt` (Ctrl-C) and `output`.
+//! prompts to texts), `report` (what it cost), `input` (files that the user names), `interrupt` (Ctrl-C), `output`, and `progress` of what is simulated.
 mod batch;
 pub mod chat;
 pub mod compare;
@@ -17,6 +17,8 @@ pub mod logits;
 mod model;
 mod options;
 pub mod output;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+mod progress;
 mod report;
 #[cfg_attr(not(feature = "train"), path = "train_absent.rs")]
 pub mod train;

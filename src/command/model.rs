@@ -94,7 +94,7 @@ enum Device {
 pub trait Job: Send {
     /// What comes of it.
     type Output: Send;
-    /// Whether it shows by itself how far it is.
+    /// Whether it shows by itself how far it is, in a line on stderr.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     fn shows_progress(&self) -> bool {
         false
@@ -245,11 +245,9 @@ impl Loaded {
             Device::Cpu => self.run_on(Cpu::new(), needed, job),
             #[cfg(feature = "cuda")]
             Device::Driver { driver, .. } => {
-                let spinner = (!job.shows_progress()).then(|| Spinner::new(driver));
+                let _shown = (!job.shows_progress()).then(|| super::progress::show(driver));
                 let backend = warploom::backend::Gpu::new(driver.clone(), &self.checkpoint)?;
-                let done = self.run_on(backend, needed, job);
-                drop(spinner);
-                done
+                self.run_on(backend, needed, job)
             }
         }
     }
@@ -260,51 +258,6 @@ impl Loaded {
             llama.set_mask(mask);
         }
         self.pool.install(|| job.run(&llama))
-    }
-}
-
-/// Shows what a simulated device is doing, on stderr where that is a terminal: it takes its time.
-#[cfg(feature = "cuda")]
-struct Spinner {
-    ended: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-#[cfg(feature = "cuda")]
-impl Spinner {
-    fn new(driver: &std::sync::Arc<dyn warploom::driver::Driver>) -> Self {
-        use std::sync::atomic::{AtomicBool, Ordering};
-        let ended = std::sync::Arc::new(AtomicBool::new(false));
-        if driver.simulated().is_none() || !std::io::stderr().is_terminal() {
-            return Spinner { ended, thread: None };
-        }
-        let (driver, flag) = (driver.clone(), ended.clone());
-        let thread = std::thread::spawn(move || {
-            let bar = ProgressBar::new_spinner();
-            while !flag.load(Ordering::Relaxed) {
-                if let Some((launches, instructions)) = driver.simulated() {
-                    let millions = instructions as f64 / 1e6;
-                    bar.set_message(format!(
-                        "simulating: {launches} launches, {millions:.1} M warp instructions"
-                    ));
-                }
-                bar.tick();
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-            bar.finish_and_clear();
-        });
-        Spinner { ended, thread: Some(thread) }
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        self.ended.store(true, std::sync::atomic::Ordering::Relaxed);
-        // It ends within a tenth of a second, and leaves the line empty.
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -53,14 +53,14 @@ impl<B: Backend> Generator<'_, B> {
         round.begin(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
         self.draft_on_device(round, &mut bytes)?;
         self.verify_on_device(round, &mut bytes)?;
-        let outcomes = round.outcomes(self.llama.backend())?.len();
+        round.finish(self.llama.backend())?;
         let seconds = begun.elapsed().as_secs_f64();
-        for i in 0..outcomes {
+        for i in 0..self.plans.len() {
             let plan = self.plans[i];
             let sequence = live(&mut self.slots, plan.slot);
             sequence.stats.decode_seconds += seconds;
             sequence.stats.decode_bytes += bytes;
-            let outcome = &round.outcomes(self.llama.backend())?[i];
+            let outcome = round.outcome(i);
             if let Some(position) = outcome.not_finite {
                 return Err(Error::NotFinite { position });
             }

@@ -32,11 +32,14 @@ use cudarc::driver::{
 };
 
 use super::{Driver, Family, Handle, Launch, Properties};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    kernels::{CUDA_VERSION, FAMILIES},
+};
 
-/// The kernels are compiled by CUDA 13.0, as cuDriverGetVersion counts.
+/// The functions called here are those of CUDA 13.0, as cuDriverGetVersion counts.
 const OLDEST_CUDA: i32 = 13000;
-/// The first driver package that runs what CUDA 13.0 compiled.
+/// The first driver package that has them.
 const OLDEST_PACKAGE: &str = "580.65.06";
 /// `mma` with bf16, cp.async.
 const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
@@ -114,12 +117,15 @@ impl Cuda {
         unsafe { sys::cuDriverGetVersion(&mut version) }
             .result()
             .map_err(|e| failed("the driver's version", e))?;
-        if version < OLDEST_CUDA {
-            // Its library may lack functions that are called below.
+        // A driver runs machine code that any CUDA of its major version has compiled.
+        let compiled = CUDA_VERSION as i32;
+        let oldest = OLDEST_CUDA.max(compiled / 1000 * 1000);
+        if version < oldest {
+            let package = if oldest == OLDEST_CUDA { OLDEST_PACKAGE } else { "of that version" };
             return Err(refuse(format!(
-                "its driver runs CUDA {} at most; the kernels need {}, so driver {OLDEST_PACKAGE} or newer",
+                "its driver runs CUDA {} at most; the kernels need {}, so driver {package} or newer",
                 cuda_version(version),
-                cuda_version(OLDEST_CUDA)
+                cuda_version(oldest)
             )));
         }
         let count = match result::init() {
@@ -136,6 +142,14 @@ impl Cuda {
             return Err(refuse(format!(
                 "{} has compute capability {major}.{minor}; the kernels need {}.{} or higher",
                 properties.name, OLDEST_CAPABILITY.0, OLDEST_CAPABILITY.1
+            )));
+        }
+        if version < compiled && !has_machine_code(properties.capability) {
+            return Err(refuse(format!(
+                "its driver runs CUDA {} at most, and so no PTX of CUDA {}, by which the kernels were compiled without machine code \
+                 for {major}.{minor}: update the driver, or build with WARPLOOM_CUDA_ARCHS={major}{minor}",
+                cuda_version(version),
+                cuda_version(compiled)
             )));
         }
         // SAFETY: the device is the driver's. Released in drop.
@@ -643,6 +657,17 @@ fn is_sticky(e: DriverError) -> bool {
 fn words(e: DriverError) -> String {
     let said = e.error_string().ok().map(|text| format!(" ({})", text.to_string_lossy()));
     format!("{:?}{}", e.0, said.unwrap_or_default())
+}
+
+/// Whether every kernel was compiled for an architecture whose machine code this one runs: the same major version, a minor one that
+/// is no higher.
+fn has_machine_code((major, minor): (u32, u32)) -> bool {
+    let runs = |arch: &str| {
+        let number: Option<u32> = arch.trim_end_matches(['a', 'f']).parse().ok();
+        number.is_some_and(|number| number / 10 == major && number % 10 <= minor)
+    };
+    let mut entries = FAMILIES.iter().flat_map(|family| family.entries);
+    entries.all(|entry| entry.compiled.iter().any(|compiled| runs(compiled.arch)))
 }
 
 fn cuda_version(version: i32) -> String {

@@ -12,7 +12,10 @@ use std::{
 use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Loaded, Module, Schedule};
 
 use super::{Driver, Family, Handle, Launch, Properties};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    kernels::FAMILIES,
+};
 
 /// How launches are simulated. The default is one of the orders that a GPU might choose; tests try others.
 #[derive(Clone, Debug)]
@@ -62,6 +65,8 @@ pub struct Launched {
     pub block: [u32; 3],
     /// Launches.
     pub count: u64,
+    /// What was found wrong in them; such a launch is an error.
+    pub findings: u64,
 }
 
 /// A device that is simulated. Streams run one after the other, each launch to its end when it is enqueued.
@@ -82,8 +87,8 @@ struct State {
     /// What streams in capture have recorded.
     captures: HashMap<Handle, Vec<Command>>,
     graphs: HashMap<Handle, Vec<Command>>,
-    /// Launches by entry, grid and block.
-    launched: HashMap<(&'static str, [u32; 3], [u32; 3]), u64>,
+    /// Launches, and findings in them, by entry, grid and block.
+    launched: HashMap<(&'static str, [u32; 3], [u32; 3]), (u64, u64)>,
     /// Some while reports are asked for.
     reports: Option<Vec<LaunchReport>>,
 }
@@ -132,11 +137,9 @@ impl Simulator {
     /// What has been launched so far, in no order.
     pub fn launched(&self) -> Vec<Launched> {
         let state = self.state();
-        let launched = |((entry, grid, block), count): (&(&'static str, _, _), &u64)| Launched {
-            entry,
-            grid: *grid,
-            block: *block,
-            count: *count,
+        let launched = |(key, counts): (&(&'static str, _, _), &(u64, u64))| {
+            let (&(entry, grid, block), &(count, findings)) = (key, counts);
+            Launched { entry, grid, block, count, findings }
         };
         state.launched.iter().map(launched).collect()
     }
@@ -203,11 +206,13 @@ impl Simulator {
             .device
             .launch(loaded, entry, launch)
             .map_err(|e| Error::device("sim", format!("launching {entry}: {e}")))?;
-        *state.launched.entry((entry, launch.grid, launch.block)).or_default() += 1;
+        let counts = state.launched.entry((entry, launch.grid, launch.block)).or_default();
+        counts.0 += 1;
+        counts.1 += report.findings.len() as u64;
         self.launches.fetch_add(1, Ordering::Relaxed);
         self.instructions.fetch_add(report.counters.instructions, Ordering::Relaxed);
         if !report.findings.is_empty() {
-            return Err(Error::device("sim", describe(entry, loaded, &report.findings)));
+            return Err(Error::device("sim", describe(entry, &report.findings)));
         }
         if let Some(reports) = &mut state.reports {
             reports.push(LaunchReport { entry, counters: report.counters });
@@ -407,13 +412,14 @@ fn other_ptx(family: &str) -> Result<Option<String>> {
     }
 }
 
-/// Findings with the source lines that they name.
-fn describe(entry: &str, loaded: &Loaded, findings: &[Finding]) -> String {
+/// Findings with the lines of the kernel's file that they name.
+fn describe(entry: &str, findings: &[Finding]) -> String {
     const SHOWN: usize = 4;
-    let _ = loaded;
+    let family = FAMILIES.iter().find(|family| family.entries.iter().any(|e| e.name == entry));
+    let file = family.map_or(String::new(), |family| format!("{}.cu, ", family.name));
     let mut text = format!("{entry} is wrong:");
     for finding in findings.iter().take(SHOWN) {
-        text += &format!("\n  {} at line {}: {}", finding.kind.name(), finding.line, finding.message);
+        text += &format!("\n  {} at {file}line {}: {}", finding.kind.name(), finding.line, finding.message);
     }
     if findings.len() > SHOWN {
         text += &format!("\n  and {} findings more", findings.len() - SHOWN);

@@ -110,6 +110,22 @@ pub struct AttentionDecodeArgs<'b> {
     pub sinks: Option<View<'b>>,
 }
 
+/// Most warps that share tiles: of head_dim to 64, 128, 256.
+const MOST_ROW_WARPS: [usize; 3] = [4, 4, 2];
+
+/// Shared memory of a CTA, as the kernel's header divides it: the ring of tiles, what is merged, and at 256 the query.
+fn shared_bytes(d: usize, row_warps: usize) -> usize {
+    let tile = TILE * d * 2;
+    let folded = row_warps * WARP_ROWS * (d + 8) * size_of::<f32>();
+    if d == 256 { 4 * tile + folded + row_warps * tile } else { 16 * tile + folded }
+}
+
+/// Most dynamic shared memory of the kernel's entries.
+pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
+    let class = ["_64_", "_128_", "_256_"].iter().position(|class| entry.contains(class));
+    class.map_or(0, |class| shared_bytes(64 << class, MOST_ROW_WARPS[class]))
+}
+
 /// How a launch is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
@@ -133,7 +149,7 @@ impl Plan {
         let PageLayout { kv_heads, head_dim, .. } = args.layout;
         let class = usize::from(head_dim > 64) + usize::from(head_dim > 128);
         let packed = max_rows * (heads / kv_heads);
-        let row_warps = packed.div_ceil(WARP_ROWS).next_power_of_two().min([4, 4, 2][class]);
+        let row_warps = packed.div_ceil(WARP_ROWS).next_power_of_two().min(MOST_ROW_WARPS[class]);
         let blocks = packed.div_ceil(WARP_ROWS * row_warps);
         let seen = |keys: usize| {
             let all = max_keys.div_ceil(keys);
@@ -158,12 +174,9 @@ impl Plan {
         if self.part_keys == SPLIT { 1 } else { 2 }
     }
 
-    /// Shared memory of a CTA, as the kernel's header divides it: the ring of tiles, what is merged, and at 256 the query.
+    /// Shared memory of a CTA.
     fn shared_bytes(&self) -> usize {
-        let d = 64 << self.class;
-        let tile = TILE * d * 2;
-        let folded = self.row_warps * WARP_ROWS * (d + 8) * size_of::<f32>();
-        if d == 256 { 4 * tile + folded + self.row_warps * tile } else { 16 * tile + folded }
+        shared_bytes(64 << self.class, self.row_warps)
     }
 
     /// Bytes of the parts' elements, a multiple of 32, and of their sums; none where one part is everything.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use accept::{Accept, AcceptArgs, AcceptLogits, BeginArgs};
 pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts};
-pub use compiled::FAMILIES;
+pub use compiled::{CUDA_VERSION, FAMILIES};
 pub use embed::{Embed, EmbedArgs};
 pub use linear::{Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection};
 pub use pages::{PageLayout, PageTable};
@@ -78,6 +78,16 @@ impl Kernels {
             accept: Accept::load(driver)?,
         })
     }
+}
+
+/// The most dynamic shared memory that a launch of this entry asks for, in bytes.
+pub fn dynamic_shared_bytes(entry: &str) -> u32 {
+    let bytes = match entry {
+        entry if entry.starts_with("wl_attention_decode_") => attention_decode::dynamic_shared_bytes(entry),
+        entry if entry.starts_with("wl_sample_") => params::WL_SAMPLE_SHARED as usize,
+        _ => 0,
+    };
+    bytes as u32
 }
 
 /// A family while its functions are looked up.

@@ -873,6 +873,43 @@ fn parts_are_few() {
     }
 }
 
+/// What is set aside for the largest launch is enough for every smaller one.
+#[test]
+fn the_most_scratch() {
+    let mut random = Random::new("attention most scratch");
+    let rig = rig();
+    let mut attention = rig.kernels.attention_decode.clone();
+    for parts in [AttentionParts::Auto, AttentionParts::Splits, AttentionParts::Segments] {
+        attention.parts = parts;
+        for (heads, kv_heads) in [(32, 8), (6, 1), (300, 300)] {
+            let mask = random.pick(&["causal", "window:40", "chunk:3000"]).parse().unwrap();
+            let case = Case::new(&mut random, Dtype::Bf16, heads, kv_heads, 64, mask);
+            let (memory, nothing) = (Memory::of(&case, &rig, &[]), rig.poisoned(0, case.dtype));
+            for (most_sequences, most_rows, max_keys) in
+                [(1, 1, 1000), (40, 9, 10_000), (200, 2, 129), (3, 64, 128)]
+            {
+                let most =
+                    attention.most_scratch(most_sequences, most_rows, heads, &case.layout(1), max_keys);
+                let needed = (1..=most_sequences).flat_map(|sequences| {
+                    let of = |max_rows| AttentionDecodeArgs {
+                        sequences,
+                        tokens: sequences * max_rows,
+                        max_rows,
+                        max_keys,
+                        ..memory.args(&case, case.layout(1), [&nothing, &nothing], 1)
+                    };
+                    [1, most_rows].map(|rows| attention.scratch_bytes(&of(rows)))
+                });
+                let needed = needed.max().unwrap();
+                assert!(
+                    needed <= most,
+                    "{needed} of {most}: {most_sequences} × {most_rows}, {max_keys} keys"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let mut random = Random::new("attention refusals");

@@ -8,7 +8,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 use warploom::{
-    driver::{Buffer, Cuda, Driver, LaunchReport, Policy, Simulator, Stream},
+    driver::{Buffer, Cuda, Driver, LaunchReport, Launched, Policy, Simulator, Stream},
     kernels::{Dtype, Kernels},
 };
 
@@ -79,7 +79,7 @@ impl Rig {
     }
 }
 
-/// Notes in the file that WARPLOOM_TALLY names what was launched without a finding, for scripts/test to sum up.
+/// Notes in the file that WARPLOOM_TALLY names what was launched and what was found wrong, for scripts/test to sum up.
 impl Drop for Rig {
     fn drop(&mut self) {
         let (Some(path), Some(simulator)) = (std::env::var_os("WARPLOOM_TALLY"), &self.simulator) else {
@@ -88,7 +88,10 @@ impl Drop for Rig {
         let lines: String = simulator
             .launched()
             .iter()
-            .map(|l| format!("{} {:?}{:?} {}\n", l.entry, l.grid, l.block, l.count).replace(", ", ","))
+            .map(|l| {
+                let Launched { entry, grid, block, count, findings } = l;
+                format!("{entry} {grid:?}{block:?} {count} {findings}\n").replace(", ", ",")
+            })
             .collect();
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         // One write: tests run beside each other.

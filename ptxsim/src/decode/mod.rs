@@ -243,15 +243,18 @@ impl<'m> Decoder<'m> {
                     if let Some(at) = inlined {
                         self.inlined.insert(*place, *at);
                     }
-                    // A finding belongs to the line of the kernel, not to that of the helper inlined there.
-                    let mut outer = *place;
-                    for _ in 0..16 {
-                        match self.inlined.get(&outer) {
-                            Some(at) if inlined.is_some() => outer = *at,
-                            _ => break,
-                        }
+                    // A finding belongs to the innermost line of the kernel's own file: not to that of a helper from
+                    // a header, nor to the one line of an entry into which all of a template is inlined.
+                    let mut places = vec![*place];
+                    while let Some(at) = self.inlined.get(&places[places.len() - 1])
+                        && inlined.is_some()
+                        && places.len() < 16
+                    {
+                        places.push(*at);
                     }
-                    self.source = (outer.0, outer.1);
+                    let file = places[places.len() - 1].0;
+                    let own = places.iter().find(|place| place.0 == file);
+                    self.source = own.map_or((0, 0), |place| (place.0, place.1));
                 }
                 Statement::Targets(..) => {}
                 Statement::Instruction(instruction) => self.instruction(instruction)?,

@@ -348,7 +348,7 @@ impl Round<Gpu> for DeviceRound {
         )
     }
 
-    fn outcomes(&mut self, gpu: &Gpu) -> Result<&[RoundOutcome]> {
+    fn finish(&mut self, gpu: &Gpu) -> Result<()> {
         gpu.stream.download(self.rounds.view(), &mut self.host_rounds)?;
         for (slot, outcome) in self.order.iter().zip(&mut self.outcomes) {
             let round = &self.host_rounds[*slot];
@@ -362,7 +362,11 @@ impl Round<Gpu> for DeviceRound {
             let failed = round.stop == WL_STOP_NOT_FINITE;
             outcome.not_finite = failed.then_some(round.failed_position.max(0) as usize);
         }
-        Ok(&self.outcomes[..self.order.len()])
+        Ok(())
+    }
+
+    fn outcome(&self, index: usize) -> &RoundOutcome {
+        &self.outcomes[index]
     }
 
     fn logits(&mut self, gpu: &Gpu, row: usize) -> Result<&[f32]> {
