@@ -5,6 +5,7 @@
 #include "wl_accept.h"
 #include "wl_common.h"
 #include "wl_attention_decode.h"
+#include "wl_attention_prefill.h"
 #include "wl_embed.h"
 #include "wl_linear.h"
 #include "wl_rms_norm.h"

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut, pages,
+    Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut,
+    attention::{Shape, mask},
+    pages,
     params::{
         WL_ATTENTION_COMBINE_WARPS, WL_ATTENTION_DECODE_MAX_ROWS, WL_ATTENTION_MAX_KEYS,
-        WL_ATTENTION_SEGMENT_KEYS, WL_ATTENTION_SPLIT_KEYS, WL_BLOCK, WL_BLOCKWISE, WL_CAUSAL, WL_CHUNK,
-        WL_FULL, WL_OVERLAP, WL_VERSION, WL_WINDOW, WlAttentionDecode, WlMask,
+        WL_ATTENTION_SEGMENT_KEYS, WL_ATTENTION_SPLIT_KEYS, WL_VERSION, WlAttentionDecode,
     },
 };
 use crate::{
     driver::{Driver, Handle, Launch, Stream, View, ViewMut},
     error::Result,
-    mask::{Mask, Pattern},
+    mask::Mask,
 };
 
 /// Packed rows (query rows × query heads of a kv head) of a warp.
@@ -193,41 +194,20 @@ impl Plan {
 
 /// Refuses sizes that no launch can have.
 fn check(args: &AttentionDecodeArgs) -> Result<()> {
-    let count = |name, value, bounds| Check::of(name).count(value, bounds);
-    let PageLayout { kv_heads, head_dim, .. } = args.layout;
-    count("tokens", args.tokens, 0..=1 << 28)?;
-    count("sequences", args.sequences, 0..=65535)?;
-    count("max_rows", args.max_rows, 1..=WL_ATTENTION_DECODE_MAX_ROWS as usize)?;
-    count("max_keys", args.max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
-    count("heads", args.heads, 1..=1 << 12)?;
-    count("kv_heads", kv_heads, 1..=1 << 12)?;
-    count("head_dim", head_dim, 8..=256)?;
-    let strides = [
-        ("head_dim", head_dim, true),
-        ("q stride", args.q.stride, args.tokens > 1),
-        ("out stride", args.out.stride, args.tokens > 1),
-        ("page_stride", args.layout.page_stride, args.layout.pages > 1),
-        ("head_stride", args.layout.head_stride, kv_heads > 1),
-        ("slot_stride", args.layout.slot_stride, true),
-    ];
-    for (name, stride, used) in strides {
-        if used && !stride.is_multiple_of(8) {
-            return Check::of(name).refuse(format!("{stride}; supported are multiples of 8"));
-        }
-    }
-    if !args.heads.is_multiple_of(kv_heads) {
-        let reason = format!("{}; supported are multiples of kv_heads, {kv_heads}", args.heads);
-        return Check::of("heads").refuse(reason);
-    }
-    if args.mask.span() == Some(0) {
-        return Check::of("mask").refuse(format!("{}; supported are 1 key and more", args.mask));
-    }
-    if !args.scale.is_finite() {
-        return Check::of("scale").refuse(format!("{}; supported are finite numbers", args.scale));
-    }
-    if !(args.softcap >= 0.0 && args.softcap.is_finite()) {
-        return Check::of("softcap").refuse(format!("{}; supported are finite numbers from 0", args.softcap));
-    }
+    let shape = Shape {
+        tokens: args.tokens,
+        sequences: args.sequences,
+        heads: args.heads,
+        q_stride: args.q.stride,
+        out_stride: args.out.stride,
+        layout: &args.layout,
+        mask: &args.mask,
+        scale: args.scale,
+        softcap: args.softcap,
+    };
+    shape.check()?;
+    Check::of("max_rows").count(args.max_rows, 1..=WL_ATTENTION_DECODE_MAX_ROWS as usize)?;
+    Check::of("max_keys").count(args.max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
     Ok(())
 }
 
@@ -376,19 +356,4 @@ impl AttentionDecode {
         // SAFETY: as above.
         unsafe { stream.launch(functions.combine, &launch) }
     }
-}
-
-/// Numbers beyond [`WL_ATTENTION_MAX_KEYS`] mean what that one means.
-fn mask(mask: &Mask) -> WlMask {
-    let (pattern, keys) = match mask.pattern {
-        Pattern::Causal => (WL_CAUSAL, 0),
-        Pattern::Window { keys } => (WL_WINDOW, keys),
-        Pattern::Chunk { keys } => (WL_CHUNK, keys),
-        Pattern::Overlap { keys } => (WL_OVERLAP, keys),
-        Pattern::Blockwise { keys } => (WL_BLOCKWISE, keys),
-        Pattern::Block { keys } => (WL_BLOCK, keys),
-        Pattern::Full => (WL_FULL, 0),
-    };
-    let limit = |n: usize| n.min(WL_ATTENTION_MAX_KEYS as usize) as i32;
-    WlMask { pattern, keys: limit(keys), prefix: limit(mask.prefix), reserved: 0 }
 }

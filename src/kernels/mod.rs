@@ -11,7 +11,9 @@
 //! exactness of speculative decoding rests on that.
 
 mod accept;
+mod attention;
 mod attention_decode;
+mod attention_prefill;
 mod compiled;
 mod embed;
 mod linear;
@@ -26,6 +28,7 @@ use std::sync::Arc;
 
 pub use accept::{Accept, AcceptArgs, AcceptLogits, BeginArgs};
 pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts};
+pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};
 pub use embed::{Embed, EmbedArgs};
 pub use linear::{Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection};
@@ -45,6 +48,8 @@ use crate::{
 pub struct Kernels {
     /// Attention of few rows over paged keys and values.
     pub attention_decode: AttentionDecode,
+    /// Attention of any number of rows over paged keys and values.
+    pub attention_prefill: AttentionPrefill,
     /// Token ids to rows.
     pub embed: Embed,
     /// Products of few rows with streamed weights.
@@ -69,6 +74,7 @@ impl Kernels {
     pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
         Ok(Kernels {
             attention_decode: AttentionDecode::load(driver)?,
+            attention_prefill: AttentionPrefill::load(driver)?,
             embed: Embed::load(driver)?,
             linear: Linear::load(driver)?,
             rms_norm: RmsNorm::load(driver)?,

@@ -29,6 +29,8 @@ pub const WL_ATTENTION_SEGMENT_KEYS: u32 = 2048;
 pub const WL_ATTENTION_MAX_KEYS: u32 = 268435456;
 pub const WL_ATTENTION_DECODE_MAX_ROWS: u32 = 64;
 pub const WL_ATTENTION_COMBINE_WARPS: u32 = 8;
+pub const WL_ATTENTION_PREFILL_ROWS: u32 = 128;
+pub const WL_ATTENTION_PREFILL_ROWS_256: u32 = 64;
 pub const WL_EMBED_THREADS: u32 = 128;
 pub const WL_EMBED_FEATURES: u32 = 2048;
 pub const WL_LINEAR_THREADS: u32 = 256;
@@ -548,6 +550,117 @@ const _: () = {
     ["Offset of field: WlAttentionDecode::mask"][::std::mem::offset_of!(WlAttentionDecode, mask) - 168usize];
     ["Offset of field: WlAttentionDecode::pages"]
         [::std::mem::offset_of!(WlAttentionDecode, pages) - 184usize];
+};
+/** Rows of all sequences are packed: those of sequence s are offsets\[s\] .. offsets\[s + 1\]. Row i of n sees, of the
+`length` keys of its sequence, what `mask` shows to position q = positions\[row\] or, without positions, length - n +
+i: the last row has the last key, and a prompt that comes in chunks has its earlier ones before its rows. A row with
+q < 0 is dead: nothing of it is loaded, and its result is that of a row that sees no key, output 0 and lse -infinity.
+
+A sequence is skipped, and nothing written for its rows, if its offsets are not within 0 .. tokens or do not ascend,
+if it has more than max_rows rows, if its length is not within 0 .. max_keys, or its slot is none of the page
+table's. (Where offsets go back, so that valid sequences share rows, some rows may stay unwritten.) A row that sees a
+key whose page is not within 0 .. pages, or past the table, is NaN. Between the first and the last key that rows of a
+sequence see, other than the prefix, pages must hold what was written, or have no valid id. Values that are infinite
+or NaN reach all rows that are computed beside one that sees them.*/
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlAttentionPrefill {
+    pub version: u32,
+    /// T: WL_BF16 or WL_F16, that of the entry
+    pub type_: u32,
+    /// rows of all sequences; tokens * heads / kv_heads < 2^31
+    pub tokens: i32,
+    pub sequences: i32,
+    /// most rows of a sequence
+    pub max_rows: i32,
+    /// most keys of a sequence, to WL_ATTENTION_MAX_KEYS
+    pub max_keys: i32,
+    /// a multiple of kv_heads
+    pub heads: i32,
+    pub kv_heads: i32,
+    /// a multiple of 8 to 256
+    pub head_dim: i32,
+    /// sequences that the page table has
+    pub table_rows: i32,
+    /// factor of q . k, commonly 1 / sqrt(head_dim)
+    pub scale: f32,
+    /// scores become softcap * tanh(score / softcap); 0: they stay
+    pub softcap: f32,
+    /// T \[tokens, heads, head_dim\]
+    pub q: u64,
+    /// T \[tokens, heads, head_dim\]
+    pub out: u64,
+    /// f32 \[heads, tokens\]: ln of the sum of exp(score), the sink's included; or 0
+    pub lse: u64,
+    /// i32 \[sequences\]: each sequence's row of the page table, or 0: its own number
+    pub slots: u64,
+    /// i32 \[sequences\]: keys, those of the rows included
+    pub lengths: u64,
+    /// i32 \[sequences + 1\]
+    pub offsets: u64,
+    /// i32 \[tokens\], or 0
+    pub positions: u64,
+    /// i32 \[tokens\]: first position of the row's document, or 0
+    pub documents: u64,
+    /// f32 \[heads\]: logits that join the softmax without a value, or 0
+    pub sinks: u64,
+    /// elements from row to row, a multiple of 8, as all strides here
+    pub q_stride: i64,
+    pub out_stride: i64,
+    pub mask: WlMask,
+    pub pages: WlPages,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlAttentionPrefill"][::std::mem::size_of::<WlAttentionPrefill>() - 232usize];
+    ["Alignment of WlAttentionPrefill"][::std::mem::align_of::<WlAttentionPrefill>() - 8usize];
+    ["Offset of field: WlAttentionPrefill::version"]
+        [::std::mem::offset_of!(WlAttentionPrefill, version) - 0usize];
+    ["Offset of field: WlAttentionPrefill::type_"]
+        [::std::mem::offset_of!(WlAttentionPrefill, type_) - 4usize];
+    ["Offset of field: WlAttentionPrefill::tokens"]
+        [::std::mem::offset_of!(WlAttentionPrefill, tokens) - 8usize];
+    ["Offset of field: WlAttentionPrefill::sequences"]
+        [::std::mem::offset_of!(WlAttentionPrefill, sequences) - 12usize];
+    ["Offset of field: WlAttentionPrefill::max_rows"]
+        [::std::mem::offset_of!(WlAttentionPrefill, max_rows) - 16usize];
+    ["Offset of field: WlAttentionPrefill::max_keys"]
+        [::std::mem::offset_of!(WlAttentionPrefill, max_keys) - 20usize];
+    ["Offset of field: WlAttentionPrefill::heads"]
+        [::std::mem::offset_of!(WlAttentionPrefill, heads) - 24usize];
+    ["Offset of field: WlAttentionPrefill::kv_heads"]
+        [::std::mem::offset_of!(WlAttentionPrefill, kv_heads) - 28usize];
+    ["Offset of field: WlAttentionPrefill::head_dim"]
+        [::std::mem::offset_of!(WlAttentionPrefill, head_dim) - 32usize];
+    ["Offset of field: WlAttentionPrefill::table_rows"]
+        [::std::mem::offset_of!(WlAttentionPrefill, table_rows) - 36usize];
+    ["Offset of field: WlAttentionPrefill::scale"]
+        [::std::mem::offset_of!(WlAttentionPrefill, scale) - 40usize];
+    ["Offset of field: WlAttentionPrefill::softcap"]
+        [::std::mem::offset_of!(WlAttentionPrefill, softcap) - 44usize];
+    ["Offset of field: WlAttentionPrefill::q"][::std::mem::offset_of!(WlAttentionPrefill, q) - 48usize];
+    ["Offset of field: WlAttentionPrefill::out"][::std::mem::offset_of!(WlAttentionPrefill, out) - 56usize];
+    ["Offset of field: WlAttentionPrefill::lse"][::std::mem::offset_of!(WlAttentionPrefill, lse) - 64usize];
+    ["Offset of field: WlAttentionPrefill::slots"]
+        [::std::mem::offset_of!(WlAttentionPrefill, slots) - 72usize];
+    ["Offset of field: WlAttentionPrefill::lengths"]
+        [::std::mem::offset_of!(WlAttentionPrefill, lengths) - 80usize];
+    ["Offset of field: WlAttentionPrefill::offsets"]
+        [::std::mem::offset_of!(WlAttentionPrefill, offsets) - 88usize];
+    ["Offset of field: WlAttentionPrefill::positions"]
+        [::std::mem::offset_of!(WlAttentionPrefill, positions) - 96usize];
+    ["Offset of field: WlAttentionPrefill::documents"]
+        [::std::mem::offset_of!(WlAttentionPrefill, documents) - 104usize];
+    ["Offset of field: WlAttentionPrefill::sinks"]
+        [::std::mem::offset_of!(WlAttentionPrefill, sinks) - 112usize];
+    ["Offset of field: WlAttentionPrefill::q_stride"]
+        [::std::mem::offset_of!(WlAttentionPrefill, q_stride) - 120usize];
+    ["Offset of field: WlAttentionPrefill::out_stride"]
+        [::std::mem::offset_of!(WlAttentionPrefill, out_stride) - 128usize];
+    ["Offset of field: WlAttentionPrefill::mask"]
+        [::std::mem::offset_of!(WlAttentionPrefill, mask) - 136usize];
+    ["Offset of field: WlAttentionPrefill::pages"]
+        [::std::mem::offset_of!(WlAttentionPrefill, pages) - 152usize];
 };
 /** The row of a token outside the vocabulary is NaN, its statistics too. Any row may begin anywhere; rows of a
 multiple of 8 elements that all begin at multiples of 16 bytes are the fast ones.*/

@@ -2,7 +2,9 @@
 #![cfg(feature = "cuda")]
 
 mod accept;
+mod attention;
 mod attention_decode;
+mod attention_prefill;
 mod embed;
 mod harness;
 mod linear;

@@ -1,0 +1,82 @@
+//! What attention of few rows and of many have in common: which shapes they take, and masks as the kernels read them.
+
+use super::{
+    Check, PageLayout,
+    params::{
+        WL_ATTENTION_MAX_KEYS, WL_BLOCK, WL_BLOCKWISE, WL_CAUSAL, WL_CHUNK, WL_FULL, WL_OVERLAP, WL_WINDOW,
+        WlMask,
+    },
+};
+use crate::{
+    error::Result,
+    mask::{Mask, Pattern},
+};
+
+/// The part of the arguments that both check alike.
+pub(super) struct Shape<'a> {
+    pub tokens: usize,
+    pub sequences: usize,
+    pub heads: usize,
+    pub q_stride: usize,
+    pub out_stride: usize,
+    pub layout: &'a PageLayout,
+    pub mask: &'a Mask,
+    pub scale: f32,
+    pub softcap: f32,
+}
+
+impl Shape<'_> {
+    /// Refuses what no launch can have.
+    pub(super) fn check(&self) -> Result<()> {
+        let count = |name, value, bounds| Check::of(name).count(value, bounds);
+        let &PageLayout { kv_heads, head_dim, .. } = self.layout;
+        count("tokens", self.tokens, 0..=1 << 28)?;
+        count("sequences", self.sequences, 0..=65535)?;
+        count("heads", self.heads, 1..=1 << 12)?;
+        count("kv_heads", kv_heads, 1..=1 << 12)?;
+        count("head_dim", head_dim, 8..=256)?;
+        let strides = [
+            ("head_dim", head_dim, true),
+            ("q stride", self.q_stride, self.tokens > 1),
+            ("out stride", self.out_stride, self.tokens > 1),
+            ("page_stride", self.layout.page_stride, self.layout.pages > 1),
+            ("head_stride", self.layout.head_stride, kv_heads > 1),
+            ("slot_stride", self.layout.slot_stride, true),
+        ];
+        for (name, stride, used) in strides {
+            if used && !stride.is_multiple_of(8) {
+                return Check::of(name).refuse(format!("{stride}; supported are multiples of 8"));
+            }
+        }
+        if !self.heads.is_multiple_of(kv_heads) {
+            let reason = format!("{}; supported are multiples of kv_heads, {kv_heads}", self.heads);
+            return Check::of("heads").refuse(reason);
+        }
+        if self.mask.span() == Some(0) {
+            return Check::of("mask").refuse(format!("{}; supported are 1 key and more", self.mask));
+        }
+        if !self.scale.is_finite() {
+            return Check::of("scale").refuse(format!("{}; supported are finite numbers", self.scale));
+        }
+        if !(self.softcap >= 0.0 && self.softcap.is_finite()) {
+            return Check::of("softcap")
+                .refuse(format!("{}; supported are finite numbers from 0", self.softcap));
+        }
+        Ok(())
+    }
+}
+
+/// Numbers beyond [`WL_ATTENTION_MAX_KEYS`] mean what that one means.
+pub(super) fn mask(mask: &Mask) -> WlMask {
+    let (pattern, keys) = match mask.pattern {
+        Pattern::Causal => (WL_CAUSAL, 0),
+        Pattern::Window { keys } => (WL_WINDOW, keys),
+        Pattern::Chunk { keys } => (WL_CHUNK, keys),
+        Pattern::Overlap { keys } => (WL_OVERLAP, keys),
+        Pattern::Blockwise { keys } => (WL_BLOCKWISE, keys),
+        Pattern::Block { keys } => (WL_BLOCK, keys),
+        Pattern::Full => (WL_FULL, 0),
+    };
+    let limit = |n: usize| n.min(WL_ATTENTION_MAX_KEYS as usize) as i32;
+    WlMask { pattern, keys: limit(keys), prefix: limit(mask.prefix), reserved: 0 }
+}

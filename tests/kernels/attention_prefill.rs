@@ -1,0 +1,617 @@
+//! Attention of any number of rows over paged keys and values, against its definition in f64.
+
+use warploom::{
+    driver::ViewMut,
+    kernels::{AttentionPrefillArgs, Dtype, RowsMut},
+    mask::{Mask, Pattern},
+};
+
+use super::{
+    attention::{Case, Memory, PATTERNS, Run, Sequence, assert_same, bits},
+    harness::{Random, Rig, rig, rigs},
+};
+
+fn args<'b>(
+    case: &Case,
+    memory: &'b Memory,
+    out: RowsMut<'b>,
+    lse: Option<ViewMut<'b>>,
+) -> AttentionPrefillArgs<'b> {
+    AttentionPrefillArgs {
+        dtype: case.dtype,
+        tokens: case.tokens(),
+        sequences: case.sequences.len(),
+        heads: case.heads,
+        q: memory.q(),
+        out,
+        lse,
+        layout: memory.layout,
+        k: memory.k.view(),
+        v: memory.v.view(),
+        table: memory.table(),
+        slots: memory.given(case.slots, &memory.slots),
+        lengths: memory.lengths.view(),
+        offsets: memory.offsets.view(),
+        positions: memory.given(case.positions, &memory.positions),
+        max_rows: case.max_rows,
+        max_keys: case.max_keys,
+        mask: case.mask,
+        documents: memory.given(case.documents, &memory.documents),
+        scale: case.scale,
+        softcap: case.softcap,
+        sinks: memory.given(case.sinks.is_some(), &memory.sinks),
+    }
+}
+
+/// `change` has the page table before the launch.
+fn run_with(case: &Case, rig: &Rig, change: impl FnOnce(&mut Vec<i32>)) -> Run {
+    case.run_with(rig, change, |memory, out, lse| {
+        rig.kernels.attention_prefill.launch(&rig.stream, &args(case, memory, out, Some(lse)))
+    })
+}
+
+fn run(case: &Case, rig: &Rig) -> Run {
+    run_with(case, rig, |_| ())
+}
+
+fn check(case: &Case, rig: &Rig) -> Run {
+    let run = run(case, rig);
+    case.check(rig, &run);
+    run
+}
+
+/// Every pattern, at every distance from the edges of windows, chunks and tiles, with and without a prefix.
+#[test]
+fn masks_at_every_edge() {
+    let mut random = Random::new("prefill masks");
+    let rig = rig();
+    let widths = [(1, 0), (63, 1), (64, 0), (64, 64), (65, 63), (20, 65), (130, 5)];
+    for pattern in PATTERNS {
+        for (width, prefix) in widths {
+            let mask = Mask { pattern: pattern(width), prefix };
+            let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, mask);
+            // Whole prompts, the second ends with a tile; and rows after a context, one of them where a tile ends.
+            case.add(&mut random, 200, 200).add(&mut random, 128, 128);
+            case.add(&mut random, 193, 65).add(&mut random, 192, 1).add(&mut random, 0, 0);
+            check(&case, &rig);
+        }
+    }
+}
+
+/// Rows, heads, widths, pages, masks, and everything optional, drawn at random.
+#[test]
+fn any_shape() {
+    let mut random = Random::new("prefill shapes");
+    let rigs = rigs();
+    let dims = [8, 40, 64, 72, 80, 96, 104, 128, 136, 200, 256];
+    let groups = [(1, 1), (3, 1), (4, 2), (5, 1), (8, 1), (3, 3), (6, 2)];
+    for i in 0..33 {
+        let dtype = [Dtype::Bf16, Dtype::F16][i % 2];
+        let (heads, kv_heads) = random.pick(&groups);
+        let pattern = random.one_of(&PATTERNS)(random.range(1, 200));
+        let mask = Mask { pattern, prefix: random.pick(&[0, 0, 1, 9, 70]) };
+        let mut case = Case::new(&mut random, dtype, heads, kv_heads, dims[i % dims.len()], mask);
+        // 300 packed rows are tiles and a part.
+        let most_rows = [300 / heads, 1, 40, 140 / heads][i % 4];
+        for _ in 0..random.range(1, 3) {
+            let keys = random.range(0, 260);
+            let rows = random.range(0, most_rows);
+            case.add(&mut random, keys, rows);
+        }
+        case.page_size = random.pick(&[8, 16, 24, 64, 336]);
+        case.slots_first = random.pick(&[true, false]);
+        case.slots = random.pick(&[true, false]);
+        case.gap = random.pick(&[0, 8, 24]);
+        case.max_keys += random.pick(&[0, 0, 1, 300]);
+        case.max_rows += random.pick(&[0, 0, 5, 1000]);
+        case.softcap = random.pick(&[0.0, 0.0, 2.0, 50.0]);
+        case.scale *= random.pick(&[1.0, 1.0, 0.3, -1.0, 0.0]);
+        case.sinks = random.pick(&[true, false]).then(|| random.normals(heads, 1.0, Dtype::F32));
+        case.positions = random.pick(&[true, false]);
+        case.documents = random.pick(&[true, false]);
+        for s in &mut case.sequences {
+            for row in &mut s.rows {
+                if case.positions && random.range(0, 5) == 0 {
+                    row.position = -1 - random.range(0, 3) as i32;
+                }
+                let any = random.range(0, s.keys.max(1)) as i32;
+                row.document = random.pick(&[0, 0, -7, any]);
+            }
+        }
+        check(&case, random.one_of(&rigs));
+    }
+}
+
+/// Every entry under every delivery of copies and order of warps.
+#[test]
+fn any_order_of_events() {
+    let mut random = Random::new("prefill events");
+    for rig in rigs() {
+        for (i, head_dim) in [64, 96, 128, 256, 64, 96, 128, 256].into_iter().enumerate() {
+            let mask = Mask { pattern: Pattern::Window { keys: 150 }, prefix: 3 };
+            let mut case = Case::new(&mut random, [Dtype::F16, Dtype::Bf16][i / 4], 3, 1, head_dim, mask);
+            case.add(&mut random, 60, 60).add(&mut random, 420, 7);
+            // A tile whose rows see nothing: not even a key is waited for.
+            case.add(&mut random, 0, 2);
+            check(&case, &rig);
+        }
+    }
+}
+
+/// A row has the same bits in a whole prompt, in any chunk of it, and alone: in another slot, other pages, and beside
+/// others, though later keys have then been written.
+#[test]
+fn chunks_and_company_do_not_matter() {
+    let mut random = Random::new("prefill exact");
+    let rig = rig();
+    let masks = ["full", "window:70+sinks:4", "chunk:65", "overlap:70"];
+    for (i, (head_dim, heads)) in [(64, 3), (96, 1), (128, 2), (256, 1)].into_iter().enumerate() {
+        let dtype = [Dtype::Bf16, Dtype::F16][i % 2];
+        let mut prompt = Case::new(&mut random, dtype, heads, 1, head_dim, masks[i].parse().unwrap());
+        prompt.add(&mut random, 300, 300);
+        let whole = run(&prompt, &rig);
+        let s = prompt.sequences[0].clone();
+        let part = |keys: usize, rows: std::ops::Range<usize>| {
+            let of = |x: &[f64]| x[..keys * head_dim].to_vec();
+            Sequence { rows: s.rows[rows].to_vec(), k: of(&s.k), v: of(&s.v), keys }
+        };
+        let mut chunks = prompt.empty();
+        chunks.add(&mut random, 190, 50);
+        for rows in [0..97, 97..160, 160..161, 161..161, 161..300] {
+            chunks.push(part(rows.end, rows));
+        }
+        chunks.add(&mut random, 10, 3);
+        (chunks.slots, chunks.page_size, chunks.shuffle) = (true, 8, chunks.shuffle + 1);
+        let run_of_chunks = run(&chunks, &rig);
+        for row in 0..300 {
+            let (a, b) = (prompt.row(&whole, row), prompt.row(&run_of_chunks, 50 + row));
+            assert!(bits(a.0) == bits(b.0) && bits(a.1) == bits(b.1), "{prompt}: row {row} in a chunk");
+        }
+        for row in [0, 63, 64, 200, 299] {
+            let mut alone = prompt.alone(0, row);
+            (alone.page_size, alone.slots_first) = ([24, 64, 512][row % 3], true);
+            let run = run(&alone, &rig);
+            let (out, lse) = prompt.row(&whole, row);
+            assert!(bits(&run.out) == bits(out) && bits(&run.lse) == bits(lse), "{prompt}: row {row} alone");
+        }
+    }
+}
+
+/// More sequences than a warp has lanes, of all lengths: every row is computed, and once.
+#[test]
+fn many_sequences() {
+    let mut random = Random::new("prefill sequences");
+    let rigs = rigs();
+    for (sequences, longest) in [(2, 700), (33, 300), (90, 150)] {
+        let mut case = Case::new(&mut random, Dtype::F16, 2, 1, 8, "window:9".parse().unwrap());
+        for _ in 0..sequences {
+            let any = random.range(0, longest);
+            let rows = random.pick(&[0, 1, 64, 128, longest, any]);
+            let context = random.pick(&[0, 0, 1, 1000]);
+            case.add(&mut random, rows + context, rows);
+        }
+        case.max_rows = case.max_rows.max(longest);
+        let run = check(&case, random.one_of(&rigs));
+        let Some(counters) = run.counters.first() else { continue };
+        let tiles: usize = case.sequences.iter().map(|s| (2 * s.rows.len()).div_ceil(128)).sum();
+        assert!(counters.ctas as usize <= tiles + sequences, "{} CTAs for {tiles} tiles", counters.ctas);
+        assert_eq!(counters.global_store.bytes as usize, case.tokens() * 2 * (8 * 2 + 4), "each row once");
+    }
+}
+
+/// Documents that are packed into one sequence: a row sees its own alone, and tiles that no row of a tile sees are not
+/// loaded.
+#[test]
+fn documents() {
+    let mut random = Random::new("prefill documents");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 64, Mask::CAUSAL);
+    case.add(&mut random, 500, 500);
+    let starts = [0, 1, 63, 64, 190, 256, 449];
+    for (i, row) in case.sequences[0].rows.iter_mut().enumerate() {
+        row.document = *starts.iter().rfind(|start| **start <= i as i32).unwrap();
+    }
+    case.documents = true;
+    let together = check(&case, &rig);
+    // Bits of a document of its own, where its keys lie alike in tiles.
+    let s = &case.sequences[0];
+    let of = |x: &[f64]| x[256 * 64..449 * 64].to_vec();
+    let mut rows = s.rows[256..449].to_vec();
+    (0..).zip(&mut rows).for_each(|(i, row)| (row.position, row.document) = (i, 0));
+    let mut alone = case.empty();
+    alone.push(Sequence { rows, k: of(&s.k), v: of(&s.v), keys: 193 });
+    let run = run(&alone, &rig);
+    assert_eq!(bits(&run.out), bits(&together.out[256 * 128..449 * 128]));
+}
+
+/// Pages of any size, in either layout, and one page per sequence.
+#[test]
+fn pages_do_not_matter() {
+    let mut random = Random::new("prefill pages");
+    let rig = rig();
+    for head_dim in [40, 256] {
+        let mut case =
+            Case::new(&mut random, Dtype::Bf16, 4, 2, head_dim, "window:90+sinks:9".parse().unwrap());
+        case.add(&mut random, 200, 70).add(&mut random, 77, 77);
+        let first = check(&case, &rig);
+        for page_size in [8, 16, 24, 64, 128, 208] {
+            for slots_first in [true, false] {
+                let other = Case { page_size, slots_first, shuffle: case.shuffle + 1, ..case.clone() };
+                assert_same(&first, &run(&other, &rig), "pages");
+            }
+        }
+    }
+}
+
+#[test]
+fn again_and_again() {
+    let mut random = Random::new("prefill again");
+    let rig = rigs().pop().unwrap();
+    let mut case = Case::new(&mut random, Dtype::F16, 4, 1, 8, Mask::CAUSAL);
+    case.add(&mut random, 100, 40);
+    let first = run(&case, &rig);
+    for _ in 0..100 {
+        assert_same(&first, &run(&case, &rig), "repeats");
+    }
+}
+
+/// Rows of one tile that are far apart, beyond the last key, and where the sum with a window would not fit.
+#[test]
+fn positions_far_apart() {
+    let mut random = Random::new("prefill apart");
+    let rig = rig();
+    for mask in ["window:40", "full", "chunk:100+sinks:70"] {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, mask.parse().unwrap());
+        case.add(&mut random, 900, 140);
+        case.positions = true;
+        for (row, position) in [(0, 7), (1, 550), (2, 905), (3, i32::MAX), (40, i32::MIN), (139, 1000)] {
+            case.sequences[0].rows[row].position = position;
+        }
+        check(&case, &rig);
+    }
+}
+
+/// A sum that underflows to −0, and a tile that the row does not see after it: +0 with and without.
+#[test]
+fn a_zero_has_one_sign() {
+    let mut random = Random::new("prefill zero");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, Mask::CAUSAL);
+    // The 33rd row, first of a warp, sees the first tile alone.
+    case.add(&mut random, 130, 99);
+    case.scale = 1.0;
+    let s = &mut case.sequences[0];
+    s.rows.iter_mut().for_each(|row| row.q = vec![1.0; 8]);
+    // Weights near 2^-120 of values that are -2^-40.
+    s.k = (0..130 * 8).map(|i| if i < 8 { 0.0 } else { -10.375 }).collect();
+    s.v = (0..130 * 8)
+        .map(|i| [0.0, -(2f64.powi(-40)), 1.0][usize::from(i >= 8) + usize::from(i >= 64 * 8)])
+        .collect();
+    let (together, alone) = (run(&case, &rig), run(&case.alone(0, 32), &rig));
+    assert!(bits(&alone.out).iter().all(|bits| *bits == 0));
+    assert_eq!(bits(&together.out[32 * 8..33 * 8]), bits(&alone.out));
+}
+
+/// A row that sees a key without a page is NaN; others are as they were.
+#[test]
+fn missing_pages() {
+    let mut random = Random::new("prefill missing");
+    let rig = rig();
+    for head_dim in [64, 256] {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, head_dim, "window:20".parse().unwrap());
+        case.add(&mut random, 300, 100);
+        let right = run(&case, &rig);
+        let check = |first: usize, last: usize, change: &dyn Fn(&mut Vec<i32>)| {
+            let run = run_with(&case, &rig, change);
+            for row in 0..100 {
+                let (out, lse) = case.row(&run, row);
+                let position = 200 + row;
+                if position >= 16 * first && position - 19 <= 16 * last + 15 {
+                    assert!(
+                        out.iter().chain(lse).all(|x| x.is_nan()),
+                        "row {row} sees page {first} or {last}"
+                    );
+                } else {
+                    assert_eq!((out, lse), case.row(&right, row), "row {row} sees neither");
+                }
+            }
+        };
+        for (page, id) in [(12, -1), (15, 1 << 20), (16, i32::MAX), (17, i32::MIN)] {
+            check(page, page, &|table| table[page] = id);
+        }
+        check(16, 18, &|table| table.truncate(16));
+    }
+}
+
+/// Sequences whose numbers are out of range are left alone, and others are not disturbed.
+#[test]
+fn numbers_out_of_range() {
+    let mut random = Random::new("prefill range");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, Mask::CAUSAL);
+    case.add(&mut random, 30, 2).add(&mut random, 140, 2).add(&mut random, 9, 2);
+    let right = run(&case, &rig);
+    let memory = Memory::of(&case, &rig, |_| ());
+    let launch = |lengths: [i32; 3], offsets: [i32; 4], slots: [i32; 3], whole: &[usize]| {
+        let (lengths, offsets, slots) = (rig.upload(&lengths), rig.upload(&offsets), rig.upload(&slots));
+        let mut out = rig.poisoned(6 * 16, case.dtype);
+        let to = RowsMut { view: out.view_mut(), stride: 16 };
+        let args = AttentionPrefillArgs {
+            lengths: lengths.view(),
+            offsets: offsets.view(),
+            slots: Some(slots.view()),
+            ..args(&case, &memory, to, None)
+        };
+        rig.reports(|| rig.kernels.attention_prefill.launch(&rig.stream, &args));
+        let out = rig.download(&out, case.dtype);
+        for row in 0..6 {
+            let got = &out[16 * row..][..16];
+            if whole.contains(&(row / 2)) {
+                assert_eq!(got, case.row(&right, row).0, "row {row}");
+            } else {
+                assert!(got.iter().all(|x| x.is_nan()), "row {row} of {lengths:?} {offsets:?} {slots:?}");
+            }
+        }
+    };
+    let (lengths, offsets, slots) = ([30, 140, 9], [0, 2, 4, 6], [0, 1, 2]);
+    launch(lengths, offsets, slots, &[0, 1, 2]);
+    launch([-1, 140, 9], offsets, slots, &[1, 2]);
+    launch([30, 141, i32::MAX], offsets, slots, &[0]);
+    launch(lengths, [0, 2, 4, 7], slots, &[0, 1]);
+    launch(lengths, [0, 2, 5, 7], slots, &[0]);
+    launch(lengths, [0, 3, 3, 6], slots, &[]);
+    launch(lengths, [-1, 2, 4, 6], slots, &[1, 2]);
+    launch(lengths, [-1, 1, 4, 6], slots, &[2]);
+    launch(lengths, [0, 2, i32::MIN, 6], slots, &[0]);
+    launch(lengths, [2, 0, -2, 6], slots, &[]);
+    launch(lengths, [0, 2, 4, 4], slots, &[0, 1]);
+    launch(lengths, offsets, [0, -1, 2], &[0, 2]);
+    launch(lengths, offsets, [0, 1, 3], &[0, 1]);
+}
+
+/// Which tiles are launched first: of one sequence the last, of several those with the most keys.
+#[test]
+fn heavy_tiles_come_first() {
+    use warploom::{
+        driver::Launch,
+        kernels::{
+            FAMILIES,
+            params::{WL_VERSION, WlAttentionPrefill, WlMask, WlPages},
+        },
+    };
+    let mut random = Random::new("prefill order");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, Mask::CAUSAL);
+    // Tiles by their keys: 900 of the second; 640, 512, ..., 128 of the first and 128 of the third; 60 of the fourth.
+    case.add(&mut random, 640, 640).add(&mut random, 900, 10).add(&mut random, 128, 128).add(
+        &mut random,
+        60,
+        60,
+    );
+    let order = [640..650, 512..640, 384..512, 256..384, 128..256, 0..128, 650..778, 778..838];
+    let right = run(&case, &rig);
+    let memory = Memory::of(&case, &rig, |_| ());
+    let family = FAMILIES.iter().find(|f| f.name == "attention_prefill").unwrap();
+    let module = rig.driver.load(family).unwrap();
+    let entry = family.entries.iter().find(|e| e.name == "wl_attention_prefill_bf16_64").unwrap();
+    let function = rig.driver.function(module, entry.name).unwrap();
+    let stream = rig.driver.stream().unwrap();
+    for tiles in 1..=order.len() {
+        let mut out = rig.poisoned(838 * 8, case.dtype);
+        let table = memory.table();
+        let p = WlAttentionPrefill {
+            version: WL_VERSION,
+            tokens: 838,
+            sequences: 4,
+            max_rows: 640,
+            max_keys: 900,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            table_rows: 4,
+            scale: case.scale,
+            q: memory.q.view().address(),
+            out: out.view_mut().address(),
+            lengths: memory.lengths.view().address(),
+            offsets: memory.offsets.view().address(),
+            q_stride: 8,
+            out_stride: 8,
+            mask: WlMask::default(),
+            pages: WlPages {
+                k: memory.k.view().address(),
+                v: memory.v.view().address(),
+                table: table.view.address(),
+                page_stride: 128,
+                slot_stride: 8,
+                table_stride: table.stride as i32,
+                pages: memory.layout.pages as i32,
+                page_size: 16,
+                ..WlPages::default()
+            },
+            ..WlAttentionPrefill::default()
+        };
+        let launch = Launch {
+            grid: [tiles as u32, 1, 1],
+            block: [128, 1, 1],
+            shared_bytes: (128 + 3 * 64) * 64 * 2,
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: the parameter is what the kernel's own launch makes of these shapes, but for the grid.
+        rig.reports(|| {
+            unsafe { rig.driver.launch(stream, function, &launch) }
+                .and_then(|()| rig.driver.synchronize(stream))
+        });
+        let out = rig.download(&out, case.dtype);
+        for (i, rows) in order[..tiles].iter().enumerate() {
+            let rows = 8 * rows.start..8 * rows.end;
+            assert_eq!(bits(&out[rows.clone()]), bits(&right.out[rows]), "tile {i}");
+        }
+        for rows in &order[tiles..] {
+            assert!(out[8 * rows.start..8 * rows.end].iter().all(|x| x.is_nan()), "rows {rows:?} came early");
+        }
+    }
+    rig.driver.drop_stream(stream);
+}
+
+/// What a row of CTAs reads and computes, by the mask alone: keys that its rows see together, and mma of the tiles that
+/// a warp's rows see.
+fn work(case: &Case) -> (u64, u64) {
+    let width = [64, 96, 128, 256].into_iter().find(|width| case.head_dim <= *width).unwrap();
+    let (rows_of_warp, tile) = if width == 256 { (16, 32) } else { (32, 64) };
+    let group = case.heads / case.kv_heads;
+    let (mut keys, mut tiles) = (0, 0);
+    for s in &case.sequences {
+        let seen: Vec<_> = (0..s.rows.len() * group).map(|at| case.visible(s, &s.rows[at / group])).collect();
+        let hi = |rows: &[warploom::mask::Visible]| rows.iter().map(|v| v.hi).max().unwrap();
+        for rows in seen.chunks(4 * rows_of_warp) {
+            let lo = rows.iter().filter(|v| v.hi > v.lo).map(|v| v.lo).min().unwrap_or(0);
+            let prefix = rows.iter().map(|v| v.prefix).max().unwrap();
+            keys += (0..s.keys).filter(|key| *key < prefix || (lo..hi(rows)).contains(key)).count();
+        }
+        for rows in seen.chunks(rows_of_warp) {
+            let sees = |key: usize| rows.iter().any(|v| v.contains(key));
+            tiles += (0..s.keys.div_ceil(tile)).filter(|i| (tile * i..tile * (i + 1)).any(sees)).count();
+        }
+    }
+    let q = case.tokens() * case.width() * 2;
+    let bytes = keys * case.kv_heads * case.head_dim * 2 * 2 + q;
+    let mma = tiles * case.kv_heads * rows_of_warp / 16 * (tile / 8) * (width / 16) * 2;
+    (bytes as u64, mma as u64)
+}
+
+/// K, V and q are read once by each tile of rows, without bank conflicts and in whole sectors; what no row sees is not
+/// read, and not computed with.
+#[test]
+fn work_follows_the_mask() {
+    let mut random = Random::new("prefill work");
+    let rig = rig();
+    for (i, head_dim) in [64, 96, 128, 256, 64, 80, 128].into_iter().enumerate() {
+        let pattern = PATTERNS[i](random.range(1, 90));
+        let mask = Mask { pattern, prefix: random.pick(&[0, 4, 70]) };
+        let mut case = Case::new(&mut random, [Dtype::Bf16, Dtype::F16][i % 2], 6, 2, head_dim, mask);
+        case.page_size = 64;
+        case.add(&mut random, 450, 150).add(&mut random, 70, 70).add(&mut random, 300, 1);
+        let run = run(&case, &rig);
+        let Some(counters) = run.counters.first() else { return };
+        let (bytes, mma) = work(&case);
+        assert_eq!((counters.copy.bytes, counters.mma), (bytes, mma), "{case}");
+        assert_eq!(counters.copy.sectors * 32, counters.copy.bytes, "{case}: whole sectors");
+        assert_eq!(counters.matrix.wavefronts, counters.matrix.ideal, "{case}: bank conflicts of ldmatrix");
+        let shared = [&counters.shared_load, &counters.shared_store];
+        assert!(shared.iter().all(|s| s.wavefronts == s.ideal), "{case}: bank conflicts {shared:?}");
+        assert_eq!(counters.global_store.bytes as usize, case.tokens() * 6 * (head_dim * 2 + 4), "{case}");
+        let besides = counters.global_load.sectors * 32;
+        assert!(besides < bytes / 4, "{case}: {besides} bytes of numbers and page tables");
+    }
+}
+
+/// Rows with a context that is 16384 keys longer: not a byte, mma or instruction more, where they do not see it.
+#[test]
+fn work_does_not_grow_with_the_context() {
+    let mut random = Random::new("prefill context");
+    let rig = rig();
+    for pattern in &PATTERNS[1..6] {
+        let mask = Mask { pattern: pattern(128), prefix: 5 };
+        let mut launch = |keys: usize| {
+            let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, mask);
+            case.page_size = 64;
+            case.add(&mut random, keys, 100);
+            // Equal scores: how often a row finds a larger one must not tell.
+            case.sequences[0].rows.iter_mut().for_each(|row| row.q.fill(0.0));
+            let run = run(&case, &rig);
+            Some((run.counters.first()?.clone(), work(&case)))
+        };
+        let Some(((short, expected), (long, _))) = launch(1000).zip(launch(1000 + 16384)) else { return };
+        assert_eq!((short.copy.bytes, short.mma), expected);
+        assert_eq!(short.copy, long.copy);
+        assert_eq!((short.mma, short.ctas, short.instructions), (long.mma, long.ctas, long.instructions));
+        assert_eq!(short.global_load, long.global_load);
+    }
+}
+
+/// Llama 3 8B's heads, 64 rows after a context of 236 keys: the integers that the kernel's header leads to.
+#[test]
+fn every_byte_moves_once() {
+    let mut random = Random::new("prefill bytes");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 32, 8, 128, Mask::CAUSAL);
+    case.page_size = 64;
+    case.add(&mut random, 300, 64);
+    let result = run(&case, &rig);
+    let Some(counters) = result.counters.first() else { return };
+    // 32 query rows of 4 heads are a tile: the first's see 268 keys together.
+    let (kv, q) = ((268 + 300) * 8 * 128 * 2 * 2, 64 * 32 * 128 * 2);
+    assert_eq!((counters.ctas, counters.copy.bytes), (2 * 8, kv + q));
+    // Eight rows of a warp see 4, 4, 5 and 5 tiles in one CTA, 5 in the other.
+    assert_eq!(counters.mma, (18 + 20) * 256 * 8);
+    let besides = counters.global_load.sectors * 32;
+    assert!(besides < (kv + q) / 50, "{besides} bytes of numbers and page tables");
+
+    // Nothing of a dead row is read.
+    let mut case = case.empty();
+    case.add(&mut random, 100, 4);
+    case.positions = true;
+    (case.sequences[0].rows[0].position, case.sequences[0].rows[3].position) = (-1, -1);
+    let result = run(&case, &rig);
+    assert_eq!(result.counters[0].copy.bytes, 99 * 8 * 128 * 2 * 2 + 2 * 32 * 128 * 2);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut random = Random::new("prefill refusals");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 4, 2, 16, Mask::CAUSAL);
+    case.add(&mut random, 20, 2).add(&mut random, 300, 1);
+    let memory = Memory::of(&case, &rig, |_| ());
+    let mut out = rig.poisoned(3 * 64, case.dtype);
+    let mut lse = rig.poisoned(12, Dtype::F32);
+    let mut refused = |change: &dyn Fn(&mut AttentionPrefillArgs), wanted: &str| {
+        let to = RowsMut { view: out.view_mut(), stride: 64 };
+        let mut args = args(&case, &memory, to, Some(lse.view_mut()));
+        change(&mut args);
+        let launched = rig.kernels.attention_prefill.launch(&rig.stream, &args);
+        match launched {
+            Ok(()) => assert_eq!(wanted, ""),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(!wanted.is_empty() && error.contains(wanted), "{error}, not {wanted}");
+            }
+        }
+    };
+    refused(&|_| (), "");
+    refused(&|a| a.sequences = 0, "");
+    refused(&|a| a.dtype = Dtype::F32, "dtype: f32");
+    refused(&|a| a.tokens = 4, "q: ");
+    refused(&|a| a.tokens = usize::MAX, "tokens: ");
+    refused(&|a| (a.tokens, a.heads) = (1 << 28, 8), "tokens: 268435456 of 8 heads");
+    refused(&|a| a.sequences = 3, "page table: 2 rows for 3 sequences");
+    refused(&|a| a.sequences = 65536, "sequences: 65536");
+    refused(&|a| a.max_rows = 0, "max_rows: 0");
+    refused(&|a| a.max_rows = usize::MAX, "max_rows: ");
+    refused(&|a| a.max_keys = 0, "max_keys: 0");
+    refused(&|a| a.max_keys = 1 << 29, "max_keys: ");
+    refused(&|a| a.heads = 3, "heads: 3; supported are multiples of kv_heads, 2");
+    refused(&|a| a.heads = 0, "heads: 0");
+    refused(&|a| a.layout.kv_heads = 0, "kv_heads: 0");
+    refused(&|a| a.layout.head_dim = 12, "head_dim: 12; supported are multiples of 8");
+    refused(&|a| a.layout.head_dim = 264, "head_dim: 264");
+    refused(&|a| a.layout.page_size = 12, "page_size: 12");
+    refused(&|a| a.layout.slot_stride = 20, "slot_stride: 20; supported are multiples of 8");
+    refused(&|a| a.layout.pages += 1, "k: ");
+    refused(&|a| a.v = a.v.slice(0..a.v.bytes() - 2), "v: ");
+    refused(&|a| a.k = a.k.slice(2..a.k.bytes()), "k: address");
+    refused(&|a| a.q.stride = 68, "q stride: 68; supported are multiples of 8");
+    refused(&|a| a.out.stride = 56, "out: rows 56 elements apart overlap");
+    refused(&|a| a.q.view = a.q.view.slice(0..64), "q: 64 bytes do not hold");
+    refused(&|a| a.lengths = a.lengths.slice(0..4), "lengths: ");
+    refused(&|a| a.offsets = a.offsets.slice(0..8), "offsets: ");
+    refused(&|a| a.slots = Some(a.lengths.slice(0..4)), "slots: ");
+    refused(&|a| a.positions = Some(a.lengths.slice(0..4)), "positions: ");
+    refused(&|a| a.documents = Some(a.lengths.slice(0..4)), "documents: ");
+    refused(&|a| a.sinks = Some(a.lengths), "sinks: ");
+    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask: window:0");
+    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: usize::MAX }, prefix: usize::MAX }, "");
+    refused(&|a| a.scale = f32::NAN, "scale: NaN");
+    refused(&|a| a.softcap = -1.0, "softcap: -1");
+    refused(&|a| a.softcap = f32::INFINITY, "softcap: inf");
+}
