@@ -15,15 +15,16 @@ __device__ __forceinline__ uint32_t bits_below(int n) {
 struct Visible {
     int prefix, lo, hi;
 
+    // Without && and ||, of which the compiler makes branches.
     __device__ __forceinline__ bool contains(int key) const {
-        return key < prefix || (key >= lo && key < hi);
+        return (key < prefix) | ((key >= lo) & (key < hi));
     }
     // Any, or all, of the keys begin to end.
     __device__ __forceinline__ bool touches(int begin, int end) const {
-        return begin < prefix || (begin < hi && end > lo);
+        return (begin < prefix) | ((begin < hi) & (end > lo));
     }
     __device__ __forceinline__ bool covers(int begin, int end) const {
-        return end <= prefix || (begin >= lo && end <= hi);
+        return (end <= prefix) | ((begin >= lo) & (end <= hi));
     }
 
     // Whether it has the 32 keys begin, begin + STEP, ..., a bit each.

@@ -25,7 +25,7 @@
 typedef struct WlAttentionPrefill {
     uint32_t version;
     uint32_t type;        /* T: WL_BF16 or WL_F16, that of the entry */
-    int32_t tokens;       /* rows of all sequences; tokens * heads / kv_heads < 2^31 */
+    int32_t tokens;       /* rows of all sequences; tokens * heads is up to 2^30 */
     int32_t sequences;
     int32_t max_rows;     /* most rows of a sequence */
     int32_t max_keys;     /* most keys of a sequence, to WL_ATTENTION_MAX_KEYS */

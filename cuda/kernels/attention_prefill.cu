@@ -264,6 +264,22 @@ __device__ __forceinline__ void multiply_keys(uint32_t query, uint32_t k, Scores
     }
 }
 
+// Scores become exponents of 2, where a factor alone cannot make them such.
+template <int D> __device__ __forceinline__ void make_exponents(const WlAttentionPrefill& p, Scores<D>& s) {
+    using S = Shape<D>;
+    const float scale = p.softcap == 0 ? p.scale * LOG2_E : p.scale / p.softcap;
+#pragma unroll
+    for (int i = 0; i < S::BLOCKS * S::KEYS / 8; i++) {
+        float (&x)[4] = s[i / (S::KEYS / 8)][i % (S::KEYS / 8)];
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[e] = __fmul_rn(x[e], scale);
+        // The branch parts them: there are no registers for all of them at once.
+        if (p.softcap == 0) continue;
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[e] = __fmul_rn(tanh_approx(x[e]), p.softcap * LOG2_E);
+    }
+}
+
 // A tile's scores become weights, relative to the largest score so far; what has been summed is brought to that one.
 template <typename T, int D>
 __device__ __forceinline__ void soften(const Scores<D>& s, float factor, Output<D>& out,
@@ -396,14 +412,7 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
         if (busy) {
             Scores<D> s;
             multiply_keys<T, D>(query, k, s);
-            if (!plain) {
-#pragma unroll
-                for (int i = 0; i < S::BLOCKS * S::KEYS / 2; i++) {
-                    float& x = s[i / (S::KEYS / 2)][i / 4 % (S::KEYS / 8)][i % 4];
-                    x = p.softcap == 0 ? x * (p.scale * LOG2_E)
-                                       : p.softcap * LOG2_E * tanhf(x * (p.scale / p.softcap));
-                }
-            }
+            if (!plain) make_exponents<D>(p, s);
             const bool whole = of_lane.covers(begin, begin + S::KEYS);
             if (missing || !__all_sync(ALL_LANES, whole)) hide<D>(of_lane, begin, missing, s, out);
             soften<T, D>(s, factor, out, weights);

@@ -42,7 +42,7 @@ pub struct AttentionPrefill {
 pub struct AttentionPrefillArgs<'b> {
     /// Type of q, k, v and out: bf16 or f16.
     pub dtype: Dtype,
-    /// Rows of all sequences together, or more: the device has the true numbers. Of all heads they are fewer than 2^31.
+    /// Rows of all sequences together, or more: the device has the true numbers. Of all heads they are up to 2^30.
     pub tokens: usize,
     /// Number of sequences, to 65535.
     pub sequences: usize,
