@@ -882,7 +882,7 @@ fn the_most_scratch() {
     for parts in [AttentionParts::Auto, AttentionParts::Splits, AttentionParts::Segments] {
         attention.parts = parts;
         for (heads, kv_heads) in [(32, 8), (6, 1), (300, 300)] {
-            let mask = random.pick(&["causal", "window:40", "chunk:3000"]).parse().unwrap();
+            let mask = random.pick(&["full", "window:40", "chunk:3000"]).parse().unwrap();
             let case = Case::new(&mut random, Dtype::Bf16, heads, kv_heads, 64, mask);
             let (memory, nothing) = (Memory::of(&case, &rig, &[]), rig.poisoned(0, case.dtype));
             for (most_sequences, most_rows, max_keys) in
