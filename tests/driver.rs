@@ -237,6 +237,15 @@ fn sizes_must_agree() {
         refused(stream.upload(&mut buffer.view_mut(), &[0_u32; 3]), "12 bytes into 16");
         refused(stream.download(buffer.view(), &mut [0_u8; 15]), "bytes into");
         refused(stream.copy(other.view(), &mut buffer.view_mut()), "32 bytes into 16");
+        let mut within =
+            |from: std::ops::Range<usize>, to| stream.copy_within(&mut buffer.view_mut(), from, to);
+        refused(within(8..17, 0), "8..17 to 0 within 16 bytes");
+        refused(within(0..8, 9), "0..8 to 9");
+        refused(within(0..8, 7), "0..8 to 7");
+        refused(within(0..1, usize::MAX), "0..1 to 18446744073709551615");
+        refused(within(std::ops::Range { start: 10, end: 3 }, 5), "10..3 to 5");
+        refused(within(std::ops::Range { start: 100, end: 3 }, 5), "100..3 to 5");
+        within(0..8, 8).unwrap();
         assert_eq!(read(&stream, &buffer), vec![1; 16]);
         match Buffer::new(&driver, 1 << 50) {
             Err(e @ Error::Capacity { .. }) => assert!(e.to_string().contains("1125899906842624"), "{e}"),

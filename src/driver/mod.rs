@@ -424,10 +424,11 @@ impl Stream {
     /// Copies a part of a range to another place in it.
     ///
     /// # Errors
-    /// [`Error::Argument`] if they overlap or do not lie within it, [`Error::Device`].
+    /// [`Error::Argument`] if they overlap or do not lie within it, or `from` ends before it begins; [`Error::Device`].
     pub fn copy_within(&self, memory: &mut ViewMut, from: Range<usize>, to: usize) -> Result<()> {
         let (bytes, all) = (from.len(), memory.bytes);
-        let inside = from.end <= all && to.checked_add(bytes).is_some_and(|end| end <= all);
+        let inside =
+            from.start <= from.end && from.end <= all && to.checked_add(bytes).is_some_and(|end| end <= all);
         if !inside || (to < from.end && from.start < to + bytes) {
             return Err(Error::argument("copy", format!("{from:?} to {to} within {all} bytes")));
         }
