@@ -125,6 +125,20 @@ fn gpu() -> Option<Rig> {
     Some(Rig::new(driver, None, name))
 }
 
+/// Runs the same thing 100 times, on the devices in turn: it must give what it gave the first time.
+pub fn assert_the_same_each_time<R: PartialEq>(rigs: &[Rig], mut run: impl FnMut(&Rig) -> R) {
+    let first = run(&rigs[0]);
+    for i in 1..100 {
+        let rig = &rigs[i % rigs.len()];
+        assert!(run(rig) == first, "run {i}, on {}, differs", rig.name);
+    }
+}
+
+/// Numbers by their bits, so that NaN equals NaN and the zeros differ.
+pub fn bits(x: &[f64]) -> Vec<u64> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
 /// The seed of this run: WARPLOOM_SEED, or a fresh one, printed.
 pub fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();

@@ -1,8 +1,13 @@
 //! RMSNorm against its formula in f64.
 
-use warploom::kernels::{Dtype, RmsNormArgs, Rows, RowsMut};
+use warploom::{
+    driver::{View, ViewMut},
+    kernels::{Dtype, RmsNormArgs, Rows, RowsMut},
+};
 
-use super::harness::{Random, Rig, assert_within_ulps, encode, rig, rigs, round};
+use super::harness::{
+    Random, Rig, assert_the_same_each_time, assert_within_ulps, bits, encode, rig, rigs, round,
+};
 
 /// One launch: shapes and what was in memory.
 struct Case {
@@ -130,7 +135,7 @@ fn any_shape() {
     }
 }
 
-/// A row has the same bits alone, in company, in any place, and each time.
+/// A row has the same bits alone, in company, and in any place.
 #[test]
 fn a_row_depends_on_itself_alone() {
     let mut random = Random::new("rms_norm exact");
@@ -145,12 +150,59 @@ fn a_row_depends_on_itself_alone() {
             weight: case.weight.clone(),
             ..case
         };
-        for _ in 0..3 {
-            let run = alone.run(&rig);
-            assert_eq!(&run.y[..case.width], &whole.y[row * case.y_stride..][..case.width]);
-            assert_eq!(run.stats, &whole.stats[row * 16..][..16]);
-        }
+        let run = alone.run(&rig);
+        assert_eq!(&run.y[..case.width], &whole.y[row * case.y_stride..][..case.width]);
+        assert_eq!(run.stats, &whole.stats[row * 16..][..16]);
     }
+}
+
+#[test]
+fn the_same_launch_gives_the_same_bits() {
+    let case = Case::random(&mut Random::new("rms_norm repeats"), Dtype::F16, 3, 2100, true);
+    assert_the_same_each_time(&rigs(), |rig| {
+        let run = case.run(rig);
+        [bits(&run.y), bits(&run.new_residual), bits(&run.stats)]
+    });
+}
+
+/// Row 1 of everything begins beyond 2^31 elements; row 0, which is dead, would lie in memory that there is not.
+#[test]
+fn rows_beyond_31_bits() {
+    let rig = rig();
+    let (dtype, width, stride) = (Dtype::Bf16, 40, (1usize << 31) + 8);
+    let near = Case {
+        x_stride: width,
+        y_stride: width,
+        ..Case::random(&mut Random::new("rms_norm far"), dtype, 1, width, true)
+    };
+    let want = near.run(&rig);
+    let [x, weight, residual] = [&near.x[..width], &near.weight, near.residual.as_ref().unwrap()]
+        .map(|x| rig.upload(&encode(x, dtype)));
+    let [mut new, mut y] = [(); 2].map(|()| rig.poisoned(width, dtype));
+    let mut stats = rig.poisoned(2, Dtype::F32);
+    let positions = rig.upload(&[-1, 0]);
+    let (before, bytes) = (stride as u64 * 2, (stride + width) * 2);
+    // SAFETY: the kernel touches row 1 alone, which is all of each buffer.
+    let far = |x: View<'_>| Rows { view: unsafe { View::from_raw(x.address() - before, bytes) }, stride };
+    // SAFETY: as above.
+    let far_mut =
+        |x: ViewMut<'_>| RowsMut { view: unsafe { ViewMut::from_raw(x.address() - before, bytes) }, stride };
+    let args = RmsNormArgs {
+        dtype,
+        rows: 2,
+        width,
+        eps: near.eps,
+        x: far(x.view()),
+        residual: Some((far(residual.view()), far_mut(new.view_mut()))),
+        weight: weight.view(),
+        y: far_mut(y.view_mut()),
+        stats: Some(stats.view_mut()),
+        positions: Some(positions.view()),
+    };
+    rig.reports(|| rig.kernels.rms_norm.launch(&rig.stream, &args));
+    assert_eq!(rig.download(&y, dtype), want.y);
+    assert_eq!(rig.download(&new, dtype), want.new_residual);
+    assert_eq!(rig.download(&stats, Dtype::F32)[1..], want.stats);
 }
 
 /// Of rows with a negative position nothing is read, nor written.
