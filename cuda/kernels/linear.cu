@@ -34,7 +34,7 @@
 // Of the other bytes x has 12.5 points (rows · 2 bytes a k, against 256 of weights), the partial sums 6.2 at
 // segments of 1024, norm weights 3.1 (a thread reads them for its four rows), statistics up to 1.6.
 //
-// For sm_80, up to 16, 32, 64 rows: 98, 115, 125 registers, 33, 33, 35 KB of shared memory, two CTAs an SM: 16
+// For sm_80, up to 16, 32, 64 rows: 96, 115, 125 registers, 33, 33, 35 KB of shared memory, two CTAs an SM: 16
 // warps, 64 KB of weights in flight. `any` takes its elements one by one: 188 registers.
 #include "arch/eight.cuh"
 #include "arch/math.cuh"
@@ -91,6 +91,11 @@ __device__ __forceinline__ void load_sums(float (&y)[8], const float* from) {
     const float4 low = swap ? second : first, high = swap ? first : second;
     y[0] = low.x, y[1] = low.y, y[2] = low.z, y[3] = low.w;
     y[4] = high.x, y[5] = high.y, y[6] = high.z, y[7] = high.w;
+}
+
+// As a number of 8 bytes: some stores of a float2 the compiler divides in two, which then meet in the banks.
+__device__ __forceinline__ void store_two(float* to, float x, float y) {
+    *reinterpret_cast<double*>(to) = __hiloint2double(__float_as_int(y), __float_as_int(x));
 }
 
 template <typename T> __device__ __forceinline__ void add_bias(float (&y)[8], uint64_t bias, int feature, int count) {
@@ -265,8 +270,8 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
                 const int row = 16 * m + 8 * half + g;
                 if (row < p.rows) {
                     float* const y = to + row * pitch;
-                    *reinterpret_cast<float2*>(y + column_a) = {sums[m][0][2 * half], sums[m][0][2 * half + 1]};
-                    *reinterpret_cast<float2*>(y + column_b) = {sums[m][1][2 * half], sums[m][1][2 * half + 1]};
+                    store_two(y + column_a, sums[m][0][2 * half], sums[m][0][2 * half + 1]);
+                    store_two(y + column_b, sums[m][1][2 * half], sums[m][1][2 * half + 1]);
                 }
             }
         }

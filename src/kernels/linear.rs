@@ -99,7 +99,7 @@ impl Cut {
     /// 1024 long and more, and as many as make 256 CTAs; matrices that are too small for 128 CTAs of those take
     /// segments of 512.
     fn of(blocks: usize, inputs: usize) -> Cut {
-        let blocks = blocks.max(1);
+        let (blocks, inputs) = (blocks.max(1), inputs.max(1));
         let most = WL_LINEAR_SEGMENTS as usize;
         let mut segments = (256 / blocks).min(inputs / 1024).clamp(1, most);
         if segments * blocks < 128 {
@@ -167,7 +167,8 @@ impl Linear {
     /// Bytes of scratch that a launch with these arguments needs: none, or up to 8 MiB and 512 B.
     ///
     /// It grows with the rows. The scratch must be zero before its first launch; launches that follow each other,
-    /// of whatever shapes, may then share it as they leave it.
+    /// of whatever shapes, may then share it as they leave it. For sizes that a launch refuses the number means
+    /// nothing.
     pub fn scratch_bytes(&self, args: &LinearArgs) -> usize {
         args.cut().scratch_bytes(args.rows.min(WL_LINEAR_ROWS as usize))
     }

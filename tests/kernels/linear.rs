@@ -487,16 +487,79 @@ fn every_weight_moves_once() {
         // All efficient but 8 bytes of statistics a row and CTA, and a ticket.
         let waste = moved - load.bytes as usize - store.bytes as usize;
         assert!(waste <= all / 128 * rows * 24 + 32 * ctas, "{epilogue:?}: {waste} bytes moved for nothing");
-        assert_eq!(
-            counters.shared_load.wavefronts, counters.shared_load.ideal,
-            "{epilogue:?}: bank conflicts"
-        );
+        assert_no_bank_conflicts(&counters, &format!("{epilogue:?}"));
         let distinct = 32 * counters.distinct_sectors.unwrap() as usize;
         assert!(
             distinct >= weights && 4 * (distinct - weights) <= weights,
             "{epilogue:?}: {distinct} distinct bytes"
         );
     }
+}
+
+fn assert_no_bank_conflicts(counters: &ptxsim::Counters, what: &str) {
+    let (load, store) = (&counters.shared_load, &counters.shared_store);
+    assert_eq!(load.wavefronts, load.ideal, "{what}: bank conflicts of loads");
+    assert_eq!(store.wavefronts, store.ideal, "{what}: bank conflicts of stores");
+}
+
+/// Tiles of x and finished sums go to shared memory and come from it without conflicts, in all functions.
+#[test]
+fn banks_do_not_conflict() {
+    let mut random = Random::new("linear banks");
+    let rig = rig();
+    // One segment, and two.
+    for inputs in [520, 1160] {
+        for (rows, gap) in [(16, 0), (32, 0), (64, 0), (64, 1)] {
+            for (epilogue, features) in [(Add, &[130][..]), (SwiGlu, &[72, 72]), (StoreF32, &[40, 40])] {
+                let plain = Shape::plain(Dtype::Bf16, rows, inputs, features, epilogue);
+                let shape = Shape { norm: true, gaps: [gap, 0, 0], ..plain };
+                let Some(counters) = shape.fill(&mut random).run(&rig).counters else { return };
+                assert_no_bank_conflicts(&counters, &format!("{epilogue:?}, {rows} × {inputs}, gap {gap}"));
+            }
+        }
+    }
+}
+
+/// Row 1 of x, of the weights and of out begins beyond 2^31 elements. All rows are read, so that there must be 12 GiB
+/// of memory: on a GPU.
+#[test]
+fn rows_beyond_31_bits() {
+    if std::env::var_os("WARPLOOM_DEVICE").is_none() {
+        return;
+    }
+    let (rig, dtype) = (rig(), Dtype::Bf16);
+    let near = Shape::plain(dtype, 2, 64, &[2], Store).fill(&mut Random::new("linear far"));
+    let want = near.run(&rig);
+    let stride = (1 << 31) + 8;
+    // Two rows, a stride apart.
+    let far = |rows: &[f64], width: usize| {
+        let mut buffer = Buffer::new(&rig.driver, (stride + width) * 2).expect("4 GiB");
+        for (row, at) in rows.chunks(width).take(2).zip([0, 2 * stride]) {
+            let mut to = buffer.view_mut();
+            rig.stream.upload(&mut to.slice(at..at + 2 * width), &encode(row, dtype)).expect("upload");
+        }
+        buffer
+    };
+    let (x, weight, mut out) = (far(&near.x, 64), far(&near.parts[0].weight, 64), far(&[f64::NAN; 4], 2));
+    let weight = Rows { view: weight.view(), stride };
+    let args = LinearArgs {
+        dtype,
+        rows: 2,
+        inputs: 64,
+        x: Rows { view: x.view(), stride },
+        norm: None,
+        projections: [Some(LinearProjection { weight, bias: None, features: 2, column: 0 }), None, None],
+        epilogue: Store,
+        out: RowsMut { view: out.view_mut(), stride },
+        out_stats: None,
+    };
+    let mut nothing = rig.poisoned(0, dtype);
+    rig.reports(|| rig.kernels.linear.launch(&rig.stream, args, nothing.view_mut()));
+    let mut got = [0u8; 8];
+    for (row, at) in got.chunks_exact_mut(4).zip([0, 2 * stride]) {
+        rig.stream.download(out.view().slice(at..at + 4), row).expect("download");
+    }
+    assert_eq!(got, want.out[..8]);
 }
 
 #[test]
@@ -525,6 +588,8 @@ fn what_does_not_fit_is_refused() {
                 out_stats: with_stats.then(|| out_stats.view_mut()),
             };
             change(&mut args);
+            // Whatever is asked, there is an answer.
+            rig.kernels.linear.scratch_bytes(&args);
             let mut scratch = scratch.view_mut();
             let scratch = scratch.slice(0..scratch_bytes);
             let error = rig.kernels.linear.launch(&rig.stream, args, scratch).expect_err(wanted).to_string();
