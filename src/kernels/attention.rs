@@ -55,12 +55,13 @@ impl Shape<'_> {
         if self.mask.span() == Some(0) {
             return Check::of("mask").refuse(format!("{}; supported are 1 key and more", self.mask));
         }
-        if !self.scale.is_finite() {
-            return Check::of("scale").refuse(format!("{}; supported are finite numbers", self.scale));
+        // Beyond these, what is made of them and of finite scores may overflow.
+        if !(-1e30..=1e30).contains(&self.scale) {
+            return Check::of("scale").refuse(format!("{}; supported are -1e30 to 1e30", self.scale));
         }
-        if !(self.softcap >= 0.0 && self.softcap.is_finite()) {
+        if !(self.softcap == 0.0 || (1e-6..=1e30).contains(&self.softcap)) {
             return Check::of("softcap")
-                .refuse(format!("{}; supported are finite numbers from 0", self.softcap));
+                .refuse(format!("{}; supported are 0 and 1e-6 to 1e30", self.softcap));
         }
         Ok(())
     }

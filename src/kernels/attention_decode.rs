@@ -103,11 +103,11 @@ pub struct AttentionDecodeArgs<'b> {
     pub documents: Option<View<'b>>,
     /// u64 `[tokens]`: bit j permits key length − 64 + j, on top of the mask. Keys before the last 64 need no bit.
     pub tree: Option<View<'b>>,
-    /// Factor of q · k, commonly 1/√head_dim.
+    /// Factor of q · k, commonly 1/√head_dim; to 1e30 in magnitude.
     pub scale: f32,
-    /// Scores become softcap · tanh(score / softcap); 0 leaves them.
+    /// Scores become softcap · tanh(score / softcap), for 1e-6 to 1e30; 0 leaves them.
     pub softcap: f32,
-    /// f32 `[heads]`: logits that join the softmax without a value.
+    /// f32 `[heads]`: logits that join the softmax without a value, to 2e38 in magnitude.
     pub sinks: Option<View<'b>>,
 }
 
@@ -251,7 +251,7 @@ impl AttentionDecode {
     ) -> usize {
         let bytes = |sequences: usize, part_keys: usize| {
             let rows = sequences.saturating_mul(max_rows).saturating_mul(heads);
-            let part = 4 * layout.head_dim + 8;
+            let part = layout.head_dim.saturating_mul(4).saturating_add(8);
             match max_keys.div_ceil(part_keys) {
                 1 => 0,
                 parts => rows.saturating_mul(parts).saturating_mul(part),

@@ -80,11 +80,11 @@ pub struct AttentionPrefillArgs<'b> {
     pub mask: Mask,
     /// i32 `[tokens]`: first position of each row's document, before which it sees nothing.
     pub documents: Option<View<'b>>,
-    /// Factor of q · k, commonly 1/√head_dim.
+    /// Factor of q · k, commonly 1/√head_dim; to 1e30 in magnitude.
     pub scale: f32,
-    /// Scores become softcap · tanh(score / softcap); 0 leaves them.
+    /// Scores become softcap · tanh(score / softcap), for 1e-6 to 1e30; 0 leaves them.
     pub softcap: f32,
-    /// f32 `[heads]`: logits that join the softmax without a value.
+    /// f32 `[heads]`: logits that join the softmax without a value, to 2e38 in magnitude.
     pub sinks: Option<View<'b>>,
 }
 

@@ -7,7 +7,7 @@ use warploom::{
     mask::{Mask, Pattern, Visible},
 };
 
-use super::harness::{Random, Rig, assert_as_exact_as_naive, encode, round};
+use super::harness::{Random, Rig, assert_as_exact_as_naive, bits, encode, round};
 
 /// One launch: everything that is in memory.
 #[derive(Clone, Debug)]
@@ -414,10 +414,6 @@ impl Memory {
     pub fn given<'b>(&self, given: bool, buffer: &'b Buffer) -> Option<View<'b>> {
         given.then(|| buffer.view())
     }
-}
-
-pub fn bits(x: &[f64]) -> Vec<u64> {
-    x.iter().map(|x| x.to_bits()).collect()
 }
 
 pub fn assert_same(a: &Run, b: &Run, what: &str) {

@@ -2,14 +2,14 @@
 
 use ptxsim::Counters;
 use warploom::{
-    driver::Buffer,
+    driver::{Buffer, View},
     kernels::{
         AttentionDecode, AttentionDecodeArgs, AttentionParts, Dtype, PageLayout, PageTable, Rows, RowsMut,
     },
     mask::{Mask, Pattern, Visible},
 };
 
-use super::harness::{Random, Rig, assert_as_exact_as_naive, encode, rig, rigs, round};
+use super::harness::{Random, Rig, assert_as_exact_as_naive, bits, encode, rig, rigs, round};
 
 /// One launch: everything that is in memory.
 #[derive(Clone, Debug)]
@@ -57,6 +57,7 @@ struct Row {
     q: Vec<f64>,
 }
 
+#[derive(Debug)]
 struct Run {
     /// `[tokens][heads][head_dim]`.
     out: Vec<f64>,
@@ -420,10 +421,6 @@ fn kernel(rig: &Rig, parts: AttentionParts) -> AttentionDecode {
     kernel
 }
 
-fn bits(x: &[f64]) -> Vec<u64> {
-    x.iter().map(|x| x.to_bits()).collect()
-}
-
 fn assert_same(a: &Run, b: &Run, what: &str) {
     let first = bits(&a.out).iter().zip(bits(&b.out)).position(|(a, b)| *a != b);
     assert_eq!(first, None, "{what}: first element of out that differs");
@@ -768,6 +765,68 @@ fn numbers_out_of_range() {
     }
 }
 
+/// Row 1 of q and page 1 begin beyond 2^31 elements; row 0, which is dead, and page 0, which is not used, would lie in
+/// memory that there is not.
+#[test]
+fn rows_and_pages_beyond_31_bits() {
+    let mut random = Random::new("attention far");
+    let rig = rig();
+    let stride = (1usize << 31) + 8;
+    let mut case = Case::new(&mut random, Dtype::F16, 2, 1, 64, Mask::CAUSAL);
+    (case.page_size, case.positions) = (304, true);
+    case.add(&mut random, 300, 2);
+    case.sequences[0].rows[0].position = -1;
+    for parts in [AttentionParts::Splits, AttentionParts::Segments] {
+        case.parts = parts;
+        let want = case.run(&rig);
+        let near = case.layout(1);
+        let caches = case.caches(&near, &[0], 1).map(|x| rig.upload(&encode(&x, case.dtype)));
+        let memory = Memory::of(&case, &rig, &[1]);
+        let q = rig.upload(&encode(&case.sequences[0].rows[1].q, case.dtype));
+        // SAFETY: the kernel touches row 1 and page 1 alone, which are all of the buffers.
+        let far = |x: &Buffer| unsafe {
+            View::from_raw(x.view().address() - 2 * stride as u64, 2 * stride + x.bytes())
+        };
+        let mut out = rig.poisoned(2 * case.width(), case.dtype);
+        let args = AttentionDecodeArgs {
+            q: Rows { view: far(&q), stride },
+            out: RowsMut { view: out.view_mut(), stride: case.width() },
+            k: far(&caches[0]),
+            v: far(&caches[1]),
+            ..memory.args(
+                &case,
+                PageLayout { pages: 2, page_stride: stride, ..near },
+                [&caches[0], &caches[1]],
+                1,
+            )
+        };
+        let kernel = kernel(&rig, parts);
+        let mut scratch = rig.poisoned(kernel.scratch_bytes(&args).div_ceil(4), Dtype::F32);
+        rig.reports(|| kernel.launch(&rig.stream, &args, scratch.view_mut()));
+        assert_eq!(bits(&rig.download(&out, case.dtype)), bits(&want.out), "{parts:?}");
+    }
+}
+
+/// The largest factors and sinks that are taken, and the smallest cap.
+#[test]
+fn numbers_at_the_ends_of_their_ranges() {
+    let mut random = Random::new("attention ends");
+    let rig = rig();
+    for (scale, softcap, sink) in
+        [(1e30, 0.0, 0.0), (-1e30, 1e-6, 0.0), (1.0, 1e30, 1.0), (1.0, 0.0, 2e38), (0.0, 1e-6, -2e38)]
+    {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, Mask::CAUSAL);
+        (case.scale, case.softcap, case.sinks) = (scale, softcap, Some(vec![sink; 2]));
+        case.add(&mut random, 150, 2);
+        for parts in [AttentionParts::Splits, AttentionParts::Segments] {
+            case.parts = parts;
+            let run = case.run(&rig);
+            let finite = run.out.iter().chain(&run.lse).all(|x| x.is_finite());
+            assert!(finite, "scale {scale}, softcap {softcap}, sinks {sink}: {run:?}");
+        }
+    }
+}
+
 /// Llama 3 8B's heads. K and V are read once, whatever the rows; a window's bytes do not grow with its context.
 #[test]
 fn every_byte_moves_once() {
@@ -972,7 +1031,13 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.sinks = Some(a.lengths), "sinks: ");
     refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask: window:0");
     refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: usize::MAX }, prefix: usize::MAX }, "");
-    refused(&|a| a.scale = f32::NAN, "scale: NaN");
-    refused(&|a| a.softcap = -1.0, "softcap: -1");
-    refused(&|a| a.softcap = f32::INFINITY, "softcap: inf");
+    refused(&|a| a.scale = f32::NAN, "scale: NaN; supported are -1e30 to 1e30");
+    refused(&|a| a.scale = 3e38, "scale: 3");
+    refused(&|a| a.scale = -3e38, "scale: -3");
+    refused(&|a| a.softcap = -1.0, "softcap: -1; supported are 0 and 1e-6 to 1e30");
+    refused(&|a| a.softcap = f32::NAN, "softcap: NaN");
+    refused(&|a| a.softcap = 3e38, "softcap: 3");
+    refused(&|a| a.softcap = 1e-30, "softcap: 0.0");
+    let layout = PageLayout { head_dim: usize::MAX, ..layout };
+    assert_eq!(rig.kernels.attention_decode.most_scratch(1, 1, 1, &layout, 1000), usize::MAX);
 }

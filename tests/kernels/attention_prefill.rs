@@ -7,8 +7,8 @@ use warploom::{
 };
 
 use super::{
-    attention::{Case, Memory, PATTERNS, Run, Sequence, assert_same, bits},
-    harness::{Random, Rig, rig, rigs},
+    attention::{Case, Memory, PATTERNS, Run, Sequence, assert_same},
+    harness::{Random, Rig, bits, rig, rigs},
 };
 
 fn args<'b>(
