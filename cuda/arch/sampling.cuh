@@ -103,6 +103,11 @@ __device__ __forceinline__ Scores scores_of(const float* logits, int vocab, cons
     return {logits, vocab, before, state.repetition_penalty == 1.0f ? nullptr : seen, &state};
 }
 
+// The temperature of a sequence, whatever the memory holds: 0, greedy, if it is not over 0, and finite.
+__device__ __forceinline__ float temperature_of(const WlSequence& state) {
+    return fminf(fmaxf(state.temperature, 0.0f), LARGEST);
+}
+
 // Weights relative to the most probable token's, which is 1.
 struct Weights {
     float max, temperature, inverse;
@@ -183,8 +188,8 @@ __device__ __forceinline__ int find_part(const uint64_t* parts, uint64_t& target
 }
 
 // The id that `target` falls on when the tokens' masses lie one after the other, in the order of ids, in every thread.
-// `parts` holds the masses of the warps' parts of the vocabulary, target is under their sum. 1/16 of the vocabulary is
-// read again, by all warps; then 1/256 by one.
+// `parts` holds the masses of the warps' parts of the vocabulary, target is under their sum, which is not 0. 1/16 of
+// the vocabulary is read again, by all warps; then 1/256 by one.
 template <typename F>
 __device__ __forceinline__ int pick(int vocab, uint64_t target, const uint64_t* parts, uint64_t* finer, int* picked,
                                     F masses) {

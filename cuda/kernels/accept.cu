@@ -75,7 +75,8 @@ struct Shared {
     int32_t picked;
 };
 
-// Draws from norm(max(p − q, 0)), or from p where they differ by rounding alone.
+// Draws from norm(max(p − q, 0)), or from p where they differ by rounding alone; -1 if p is no distribution. Choices
+// come from memory and may hold anything: masses of 1 at most keep sums under 2^63.
 __device__ __forceinline__ int draw_residual(const Scores& p_scores, WlChoice p, const Scores& q_scores, WlChoice q,
                                              float temperature, uint64_t bits, Shared& shared) {
     const Weights p_weights(p.max, temperature), q_weights(q.max, temperature);
@@ -90,7 +91,7 @@ __device__ __forceinline__ int draw_residual(const Scores& p_scores, WlChoice p,
         for (int j = 0; j < 4; j++) {
             const float kept = probability(p, p_weights, x[j], id + j);
             const float taken = subtract ? probability(q, q_weights, y[j], id + j) : 0.0f;
-            m.x[j] = id + j < vocab ? mass(fmaxf(__fadd_rn(kept, -taken), 0.0f)) : 0;
+            m.x[j] = id + j < vocab ? mass(fminf(fmaxf(__fadd_rn(kept, -taken), 0.0f), 1.0f)) : 0;
         }
         return m;
     };
@@ -103,6 +104,7 @@ __device__ __forceinline__ int draw_residual(const Scores& p_scores, WlChoice p,
         __syncthreads();
         total = sum_of_parts(shared.part);
     }
+    if (total == 0) return -1;
     return pick(vocab, below(total, bits), shared.part, shared.finer, &shared.picked, masses);
 }
 
@@ -114,7 +116,8 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     const int verify_row = state.verify_row - p.verify_first;
     const int rows = state.rows, drafted = min(state.drafted, WL_MAX_DRAFT);
     if (rows < 1 || verify_row > p.verify_rows - rows) return;
-    const bool greedy = state.temperature == 0.0f;
+    const float temperature = temperature_of(state);
+    const bool greedy = temperature == 0.0f;
     // Without the logits of its drafts, a sequence that draws tokens cannot judge them.
     const bool unjudged =
         !greedy && drafted > 0 && (drafted > p.steps || uint32_t(state.draft_row) >= uint32_t(p.draft_rows));
@@ -140,13 +143,13 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
         if (i < rows && !failed) {
             const WlChoice choice = p_choices[i];
             const int draft = i < drafted ? state.drafts[i] : -1;
-            failed = choice.id < 0;
+            failed = uint32_t(choice.id) >= uint32_t(p.vocab);
             token = choice.id;
             if (greedy) {
                 kept = choice.id == draft;
             } else if (!unjudged && uint32_t(draft) < uint32_t(p.vocab)) {
                 const WlChoice q_choice = q_choices[i];
-                const Weights p_weights(choice.max, state.temperature), q_weights(q_choice.max, state.temperature);
+                const Weights p_weights(choice.max, temperature), q_weights(q_choice.max, temperature);
                 const float accepted = probability(choice, p_weights, p_scores(i).one(draft), draft);
                 const float drawn = probability(q_choice, q_weights, q_scores(i).one(draft), draft);
                 const uint64_t bits = random_bits(state.seed, state.id, state.length + i, Use::accept);
@@ -165,9 +168,9 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     const int end = shared.verdict.end;
     if (shared.verdict.refused) {
         const uint64_t bits = random_bits(state.seed, state.id, state.length + end, Use::residual);
-        const int drawn = draw_residual(p_scores(end), p_choices[end], q_scores(end), q_choices[end],
-                                        state.temperature, bits, shared);
-        if (i == end) token = drawn;
+        const int drawn = draw_residual(p_scores(end), p_choices[end], q_scores(end), q_choices[end], temperature,
+                                        bits, shared);
+        if (i == end) token = drawn, failed = drawn < 0;
     }
     // The last barrier, here or in the draw, lies behind all that the others read of the state.
     if (warp_id() > 0) return;
@@ -182,7 +185,7 @@ __device__ __forceinline__ void accept(const WlAccept& p) {
     WlRound& round = global<WlRound>(p.rounds)[slot];
     if (i < emitted) {
         round.ids[i] = token;
-        if (seen && uint32_t(token) < uint32_t(p.vocab)) atomicOr(&seen[token / 32], 1u << token % 32);
+        if (seen) atomicOr(&seen[token / 32], 1u << token % 32);
     }
     if (i == 0) {
         const int remaining = state.remaining - emitted;

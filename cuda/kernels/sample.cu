@@ -254,7 +254,8 @@ struct Distribution {
         return shared.cut;
     }
 
-    // Fills in the choice but for its token; returns the mass of what is kept, and leaves that of the warps' parts.
+    // Fills in the choice but for its token; returns the mass of what is kept, and leaves that of the warps' parts. It
+    // is never 0: under any settings the largest score has weight 1 and is kept.
     __device__ __forceinline__ uint64_t work_out(const WlSequence& state) {
         choice.least = -LARGEST;
         choice.cut = 0;
@@ -285,7 +286,7 @@ struct Distribution {
                 }
                 choice.cut = select(true, enough(all));
             }
-            if (min_p) choice.cut = max(choice.cut, uint64_t(__float_as_uint(state.min_p)) << 32);
+            if (min_p) choice.cut = max(choice.cut, uint64_t(__float_as_uint(fminf(state.min_p, 1.0f))) << 32);
         }
         if (listed) {
             if (threadIdx.x < ROW_WARPS) shared.part_low[threadIdx.x] = shared.part_high[threadIdx.x] = 0;
@@ -436,8 +437,9 @@ __device__ __forceinline__ void sample(const WlSample& p) {
     WlChoice choice = {};
     choice.max = unorder(uint32_t(best >> 32));
     choice.id = int32_t(~uint32_t(best));
-    const bool greedy = state.temperature == 0.0f;
-    const Weights weights(choice.max, greedy ? 1.0f : state.temperature);
+    const float temperature = temperature_of(state);
+    const bool greedy = temperature == 0.0f;
+    const Weights weights(choice.max, greedy ? 1.0f : temperature);
     float sure = 0;  // probability of the most probable token
     if (greedy) {
         choice.least = choice.max;

@@ -13,7 +13,7 @@ use warploom::{
 };
 
 use super::{
-    harness::{Random, Rig, rig, rigs},
+    harness::{Random, Rig, assert_the_same_each_time, rig, rigs},
     sample::{
         ACCEPT, DRAFT, PLAIN, RESIDUAL, Twin, all_zeros, any_sampling, assert_same, draw, fits, mass,
         random_bits, read, sequence, table,
@@ -993,6 +993,101 @@ fn states_that_make_no_sense_do_no_harm() {
     device.accept(0..24, Some(1));
     let rounds: Vec<WlRound> = read(&rig, &device.rounds);
     assert_eq!((rounds[0].drafted, rounds[0].accepted, rounds[0].emitted), (16, 16, 17));
+}
+
+/// Choices that are no distribution, or not of a token, and temperatures that are none: a row fails, or what is drawn
+/// is one of the tokens.
+#[test]
+fn choices_that_make_no_sense_do_no_harm() {
+    let vocab = 128;
+    type Spoil = fn(&mut WlSequence, &mut WlChoice, &mut WlChoice);
+    // Of the sequence, of p and of q: what fails, what draws, what takes the verifier's choice.
+    let fail: &[Spoil] = &[
+        |_, p, _| p.inverse = 0.0,
+        |_, p, _| p.inverse = f32::NAN,
+        |_, p, _| p.inverse = -1.0,
+        |_, p, _| p.cut = u64::MAX,
+        |_, p, _| p.least = f32::NAN,
+        |_, p, _| p.max = f32::NAN,
+        |_, p, _| p.max = f32::INFINITY,
+        |_, p, _| p.max = f32::NEG_INFINITY,
+        |s, p, _| (s.temperature, p.inverse) = (f32::INFINITY, 0.0),
+        |_, p, _| p.id = 128,
+        |_, p, _| p.id = i32::MAX,
+        |_, p, _| p.id = i32::MIN,
+        |s, p, _| (s.temperature, s.drafts[0], p.id) = (0.0, 128, 128),
+    ];
+    // Masses whose sum would not fit, for sequences that draw other numbers.
+    let large: Spoil = |_, p, _| p.inverse = 524_288.0;
+    let draw: &[Spoil] = &[
+        |_, _, q| q.inverse = f32::NAN,
+        |_, _, q| q.inverse = f32::INFINITY,
+        |_, _, q| q.max = f32::NAN,
+        |_, p, _| p.inverse = f32::INFINITY,
+        large,
+        large,
+        large,
+        large,
+        large,
+        large,
+        large,
+        large,
+    ];
+    let greedy: &[Spoil] = &[|s, _, _| s.temperature = f32::NAN, |s, _, _| s.temperature = -1e-30];
+    let spoil = [fail, draw, greedy].concat();
+    let slots = spoil.len();
+    let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
+    let states = (0..slots).map(|slot| WlSequence {
+        rows: 2,
+        drafted: 1,
+        draft_row: slot as i32,
+        verify_row: 2 * slot as i32,
+        ..sequence(sampled, slot as u64)
+    });
+    let mut round = Round::new(vocab, states.collect(), 2, slots, 2 * slots);
+    // The draft, token 0, has no probability in p: it is refused.
+    round.draft_logits.fill(0.0);
+    round.verify_logits.fill(0.0);
+    round.verify_logits.iter_mut().step_by(vocab).for_each(|x| *x = -200.0);
+    let choice = WlChoice { least: f32::MIN, inverse: 1.0 / 128.0, id: 3, ..WlChoice::default() };
+    round.verify_choices.fill(choice);
+    round.draft_choices.fill(choice);
+    for (slot, spoil) in spoil.iter().enumerate() {
+        let (p, q) = (&mut round.verify_choices[2 * slot], &mut round.draft_choices[slot * MAX_DRAFT]);
+        spoil(&mut round.states[slot], p, q);
+    }
+    for rig in rigs() {
+        let mut device = Device::new(&rig, &round, &round);
+        device.accept(0..2 * slots, Some(1));
+        for (slot, got) in read::<WlRound>(&rig, &device.rounds).iter().enumerate() {
+            let what = format!("{}, slot {slot}: {got:?}", rig.name);
+            if slot < fail.len() {
+                let end = (got.stop, got.emitted, got.failed_position);
+                assert_eq!(end, (WL_STOP_NOT_FINITE, 0, round.states[slot].length), "{what}");
+            } else {
+                let ids = if slot < fail.len() + draw.len() { 1..128 } else { 3..4 };
+                assert!(got.emitted == 1 && ids.contains(&got.ids[0]), "{what}");
+            }
+        }
+    }
+}
+
+/// 100 rounds of drafts, verification and acceptance, refusals among them.
+#[test]
+fn the_same_round_gives_the_same_bits() {
+    let sampled = Sampling { temperature: 1.0, top_p: 0.9, ..Sampling::default() };
+    let states = (0..3).map(|id| sequence(sampled, id)).collect();
+    let mut round = Round::new(40, states, 4, 3, 12);
+    round.plan(3, 0.0);
+    let after = play(&round, &mut Random::new("accept repeats"), 2.0, false);
+    assert_the_same_each_time(&rigs(), |rig| {
+        let mut device = Device::new(rig, &round, &after).begun();
+        (0..3).for_each(|step| device.draft(step, 0..3));
+        device.verify();
+        device.accept(0..12, Some(3));
+        [&device.draft_choices, &device.verify_choices, &device.rounds, &device.states, &device.seen]
+            .map(|buffer| rig.bytes(buffer))
+    });
 }
 
 /// A refusal reads both rows once and a sixteenth; all else reads no more than the tokens in question.

@@ -13,7 +13,7 @@ use warploom::{
     },
 };
 
-use super::harness::{Random, Rig, rig, rigs};
+use super::harness::{Random, Rig, assert_the_same_each_time, rig, rigs};
 
 pub const PLAIN: u32 = 0;
 pub const DRAFT: u32 = 1;
@@ -583,6 +583,65 @@ fn logits_that_are_not_finite_are_told() {
     }
 }
 
+/// Settings that make no sense are taken as the nearest that do. A token comes of any.
+#[test]
+fn settings_that_make_no_sense_do_no_harm() {
+    let mut random = Random::new("sample settings");
+    let base = Sampling { temperature: 1.0, ..Sampling::default() };
+    let (hot, min_p) = (|temperature| Sampling { temperature, ..base }, |min_p| Sampling { min_p, ..base });
+    let top_p = |top_p| Sampling { top_p, ..base };
+    let pairs = [
+        (hot(f32::NAN), hot(0.0)),
+        (hot(-1e-30), hot(0.0)),
+        (hot(-1.0), hot(0.0)),
+        (hot(f32::NEG_INFINITY), hot(0.0)),
+        (hot(f32::INFINITY), hot(f32::MAX)),
+        (min_p(1.5), min_p(1.0)),
+        (min_p(2.0), min_p(1.0)),
+        (min_p(f32::INFINITY), min_p(1.0)),
+        (min_p(f32::NAN), base),
+        (min_p(-1.0), base),
+        (top_p(f32::NAN), base),
+        (top_p(2.0), base),
+        (top_p(-1.0), top_p(0.0)),
+        (top_p(f32::NEG_INFINITY), top_p(0.0)),
+    ];
+    for vocab in [700, WL_SAMPLE_PART as usize + 300] {
+        let row: Vec<f32> = (0..vocab).map(|_| random.normal() as f32 * 3.0).collect();
+        let case = |settings: Vec<Sampling>| {
+            let states: Vec<_> = (0..).zip(&settings).map(|(id, s)| sequence(*s, id)).collect();
+            Case::new(vocab, states, row.repeat(settings.len()))
+        };
+        let odd = case(pairs.iter().map(|p| p.0).collect());
+        let even = case(pairs.iter().map(|p| p.1).collect());
+        let penalties = [f32::NAN, f32::INFINITY, 0.0, -1.0].map(|repetition_penalty| {
+            [0.0, 1.0].map(|temperature| Sampling { repetition_penalty, temperature, ..base })
+        });
+        let mut penalised = case(penalties.into_iter().flatten().collect());
+        penalised.seen.iter_mut().for_each(|word| *word = random.range(0, u32::MAX as usize) as u32);
+        (penalised.states[1].top_k, penalised.states[3].top_k) = (-1, i32::MIN);
+        for rig in rigs() {
+            let (got, want) = (odd.run(&rig, true), even.run(&rig, true));
+            assert_same(&got.choices, &want.choices, &rig.name);
+            assert!(same_bits(&got.probabilities, &want.probabilities), "{}", rig.name);
+            let choices = [got.choices, penalised.run(&rig, true).choices].concat();
+            for choice in choices {
+                assert!((0..vocab as i32).contains(&choice.id) && choice.inverse > 0.0, "{choice:?}");
+            }
+        }
+    }
+}
+
+/// 100 launches of everything there is.
+#[test]
+fn the_same_launch_gives_the_same_bits() {
+    let case = random_case(&mut Random::new("sample repeats"), WL_SAMPLE_PART as usize + 300, 3);
+    assert_the_same_each_time(&rigs(), |rig| {
+        let run = case.run(rig, false);
+        bytemuck::cast_slice::<_, u8>(&run.choices).to_vec()
+    });
+}
+
 #[test]
 fn rows_that_nobody_asks_for_are_left_alone() {
     let rig = rig();
@@ -604,7 +663,7 @@ fn rows_that_nobody_asks_for_are_left_alone() {
     assert_same(&run.choices, &[UNTOUCHED; 8], "dead rows");
 }
 
-/// A row has the same bits in any slot, row and company, and each time.
+/// A row has the same bits in any slot, row and company.
 #[test]
 fn a_row_depends_on_itself_alone() {
     let mut random = Random::new("sample company");
@@ -620,9 +679,7 @@ fn a_row_depends_on_itself_alone() {
         let (first, rows) = (state.verify_row as usize, state.rows as usize);
         let mut alone = Case::new(vocab, vec![state], case.logits[first * vocab..][..rows * vocab].to_vec());
         alone.seen.copy_from_slice(&case.seen[slot * vocab.div_ceil(32)..][..vocab.div_ceil(32)]);
-        for _ in 0..20 {
-            assert_same(&alone.run(&rig, false).choices, &whole[first..][..rows], "alone");
-        }
+        assert_same(&alone.run(&rig, false).choices, &whole[first..][..rows], "alone");
     }
 }
 
