@@ -10,7 +10,7 @@
 
 /*
  * Starts the round of every sequence that has a plan and has not ended; all other rows of `draft` and `verify` become
- * dead. A plan whose rows lie outside of them leaves its sequence out.
+ * dead. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row in common.
  */
 typedef struct WlRoundBegin {
     uint32_t version;

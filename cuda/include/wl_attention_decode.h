@@ -27,9 +27,11 @@
  *
  * A sequence is skipped, and nothing written for its rows, if its offsets are not within 0 .. tokens or do not ascend,
  * if it has more than max_rows rows, if its length is not within 0 .. max_keys, or its slot is none of the page
- * table's. A row that sees a key whose page is not within 0 .. pages, or past the table, is NaN. Between the first and
- * the last key that rows of a sequence see, other than the prefix, pages must hold what was written, or have no valid
- * id. Values that are infinite or NaN reach all rows that are computed beside one that sees them.
+ * table's. Offsets that come back, as 0, 4, 2, 6 do, take out the sequence between them alone: those beside it have
+ * rows in common, and which of them writes such a row last is not defined. A row that sees a key whose page is not
+ * within 0 .. pages, or past the table, is NaN. Between the first and the last key that rows of a sequence see, other
+ * than the prefix, pages must hold what was written, or have no valid id. Values that are infinite or NaN reach all
+ * rows that are computed beside one that sees them.
  */
 typedef struct WlAttentionDecode {
     uint32_t version;
@@ -44,8 +46,8 @@ typedef struct WlAttentionDecode {
     int32_t part_keys;    /* WL_ATTENTION_SPLIT_KEYS or WL_ATTENTION_SEGMENT_KEYS, that of the entry */
     int32_t table_rows;   /* sequences that the page table has */
     int32_t reserved;
-    float scale;          /* factor of q . k, commonly 1 / sqrt(head_dim) */
-    float softcap;        /* scores become softcap * tanh(score / softcap); 0: they stay */
+    float scale;          /* factor of q . k, commonly 1 / sqrt(head_dim); to 1e30 in magnitude */
+    float softcap;        /* scores become softcap * tanh(score / softcap), 1e-6 to 1e30; or 0: they stay */
     uint64_t q;           /* T [tokens, heads, head_dim] */
     uint64_t out;         /* T [tokens, heads, head_dim] */
     uint64_t lse;         /* f32 [heads, tokens]: ln of the sum of exp(score), the sink's included; or 0 */
@@ -55,7 +57,7 @@ typedef struct WlAttentionDecode {
     uint64_t positions;   /* i32 [tokens], or 0 */
     uint64_t documents;   /* i32 [tokens]: first position of the row's document, or 0 */
     uint64_t tree;        /* u64 [tokens], or 0 */
-    uint64_t sinks;       /* f32 [heads]: logits that join the softmax without a value, or 0 */
+    uint64_t sinks;       /* f32 [heads]: logits that join the softmax without a value, to 2e38 in magnitude; or 0 */
     uint64_t parts;       /* f32 [tokens, heads, ceil(max_keys / part_keys), head_dim]; 0 if there is one part */
     uint64_t sums;        /* f32 [tokens, heads, ceil(max_keys / part_keys), 2]: maximum and sum; 0 likewise */
     int64_t q_stride;     /* elements from row to row, a multiple of 8, as all strides here */

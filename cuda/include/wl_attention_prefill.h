@@ -33,8 +33,8 @@ typedef struct WlAttentionPrefill {
     int32_t kv_heads;
     int32_t head_dim;     /* a multiple of 8 to 256 */
     int32_t table_rows;   /* sequences that the page table has */
-    float scale;          /* factor of q . k, commonly 1 / sqrt(head_dim) */
-    float softcap;        /* scores become softcap * tanh(score / softcap); 0: they stay */
+    float scale;          /* factor of q . k, commonly 1 / sqrt(head_dim); to 1e30 in magnitude */
+    float softcap;        /* scores become softcap * tanh(score / softcap), 1e-6 to 1e30; or 0: they stay */
     uint64_t q;           /* T [tokens, heads, head_dim] */
     uint64_t out;         /* T [tokens, heads, head_dim] */
     uint64_t lse;         /* f32 [heads, tokens]: ln of the sum of exp(score), the sink's included; or 0 */
@@ -43,7 +43,7 @@ typedef struct WlAttentionPrefill {
     uint64_t offsets;     /* i32 [sequences + 1] */
     uint64_t positions;   /* i32 [tokens], or 0 */
     uint64_t documents;   /* i32 [tokens]: first position of the row's document, or 0 */
-    uint64_t sinks;       /* f32 [heads]: logits that join the softmax without a value, or 0 */
+    uint64_t sinks;       /* f32 [heads]: logits that join the softmax without a value, to 2e38 in magnitude; or 0 */
     int64_t q_stride;     /* elements from row to row, a multiple of 8, as all strides here */
     int64_t out_stride;
     WlMask mask;

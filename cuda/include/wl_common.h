@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* Version of every parameter struct; a kernel's caller sets it, and another one is refused. */
+/* Version of every parameter struct. Who fills one in sets it, and its types, which are those of the entry. The Rust
+ * functions refuse types that no entry has, before a launch; the kernels themselves look at neither. */
 #define WL_VERSION 1
 
 /* Storage types. */
@@ -44,7 +45,7 @@ typedef struct WlPages {
     int32_t table_stride;   /* entries of a sequence in `table` */
     int32_t pages;          /* ids from 0; entries outside are released or wrong, and never read */
     int32_t page_size;      /* positions of a page, a multiple of 8 */
-    uint32_t type;          /* WL_BF16, WL_F16: that of the entry; others are refused */
+    uint32_t type;          /* WL_BF16 or WL_F16, that of the entry */
     uint64_t k_scales;      /* 0; for 8-bit types later */
     uint64_t v_scales;      /* 0; for 8-bit types later */
 } WlPages;

@@ -15,7 +15,7 @@
 typedef struct WlEmbed {
     uint32_t version;
     uint32_t type;        /* T: WL_BF16 or WL_F16, that of the entry */
-    uint32_t table_type;  /* type; others are refused so far */
+    uint32_t table_type;  /* type; no entry has another so far */
     int32_t rows;
     int32_t width;        /* features of a row, 1 to 2^26 */
     int32_t vocabulary;   /* rows of the table */

@@ -38,7 +38,7 @@ typedef struct WlProjection {
 typedef struct WlLinear {
     uint32_t version;
     uint32_t type;           /* T: WL_BF16 or WL_F16, that of the entry */
-    uint32_t weight_type;    /* W: type; others are refused so far */
+    uint32_t weight_type;    /* W: type; no entry has another so far */
     uint32_t epilogue;       /* WL_LINEAR_STORE .. */
     int32_t rows;            /* 1 to what the entry's name says; 64 for `any` */
     int32_t inputs;          /* K, 1 or more */

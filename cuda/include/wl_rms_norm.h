@@ -18,7 +18,7 @@
 typedef struct WlRmsNorm {
     uint32_t version;
     uint32_t type;                /* T: WL_BF16, WL_F16 or WL_F32, that of the entry */
-    uint32_t y_type;              /* type; WL_E4M3 is refused so far */
+    uint32_t y_type;              /* type; no entry has another so far */
     int32_t rows;
     int32_t width;                /* features of a row, 1 to 2^30 */
     float eps;

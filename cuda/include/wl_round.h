@@ -24,7 +24,7 @@
 #define WL_RUNNING 0
 #define WL_STOP_EOS 1
 #define WL_STOP_LENGTH 2     /* `remaining` tokens were generated */
-#define WL_STOP_NOT_FINITE 3 /* a logit was NaN or infinite; see failed_position */
+#define WL_STOP_NOT_FINITE 3 /* a logit was NaN or infinite, or a WlChoice no distribution; see failed_position */
 #define WL_STOP_NO_LOGITS 4  /* its drafts were drawn, but wl_accept was not given the logits they were drawn from */
 
 /* Rows of a forward pass, as every kernel of it reads them. */
@@ -48,10 +48,10 @@ typedef struct WlPlan {
 typedef struct WlSequence {
     uint64_t seed;
     uint64_t id;              /* tells random numbers of sequences apart, in place of the slot */
-    float temperature;        /* 0 is greedy */
+    float temperature;        /* 0 is greedy, as is all that is not over 0 */
     int32_t top_k;            /* 0 keeps all */
     float top_p;              /* 1 keeps all */
-    float min_p;              /* 0 keeps all */
+    float min_p;              /* 0 keeps all; over 1 it is 1 */
     float repetition_penalty; /* 1 is off */
     int32_t eos_count;        /* 0 to WL_MAX_EOS */
     int32_t eos[WL_MAX_EOS];

@@ -18,7 +18,10 @@
 #define WL_SAMPLE_DRAFT 0  /* a row is row i of its sequence's draft: the choice is draft i */
 #define WL_SAMPLE_VERIFY 1 /* rows of the verification, or plain steps: the one behind the last draft is drawn from */
 
-/* Rows that are dead, or that the sequence's round has no use for, are left alone: their choices stay as they were. */
+/*
+ * Rows that are dead, or that the sequence's round has no use for, are left alone: their choices stay as they were. No
+ * two live rows of a draft may have the same sequence and position: both would be its next draft.
+ */
 typedef struct WlSample {
     uint32_t version;
     uint32_t mode;

@@ -16,7 +16,7 @@
 typedef struct WlSwiglu {
     uint32_t version;
     uint32_t type;       /* T: WL_BF16 or WL_F16, that of the entry */
-    uint32_t out_type;   /* type; WL_E4M3 is refused so far */
+    uint32_t out_type;   /* type; no entry has another so far */
     int32_t rows;
     int32_t width;       /* features of a row, 1 to 2^26 */
     uint32_t reserved;

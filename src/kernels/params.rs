@@ -99,7 +99,7 @@ pub struct WlPages {
     pub pages: i32,
     /// positions of a page, a multiple of 8
     pub page_size: i32,
-    /// WL_BF16, WL_F16: that of the entry; others are refused
+    /// WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
     /// 0; for 8-bit types later
     pub k_scales: u64,
@@ -176,13 +176,13 @@ pub struct WlSequence {
     pub seed: u64,
     /// tells random numbers of sequences apart, in place of the slot
     pub id: u64,
-    /// 0 is greedy
+    /// 0 is greedy, as is all that is not over 0
     pub temperature: f32,
     /// 0 keeps all
     pub top_k: i32,
     /// 1 keeps all
     pub top_p: f32,
-    /// 0 keeps all
+    /// 0 keeps all; over 1 it is 1
     pub min_p: f32,
     /// 1 is off
     pub repetition_penalty: f32,
@@ -328,7 +328,7 @@ const _: () = {
     ["Offset of field: WlRound::ids"][::std::mem::offset_of!(WlRound, ids) - 44usize];
 };
 /** Starts the round of every sequence that has a plan and has not ended; all other rows of `draft` and `verify` become
-dead. A plan whose rows lie outside of them leaves its sequence out.*/
+dead. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row in common.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlRoundBegin {
@@ -436,9 +436,11 @@ positions that they have been rotated to: q is then the slot.)
 
 A sequence is skipped, and nothing written for its rows, if its offsets are not within 0 .. tokens or do not ascend,
 if it has more than max_rows rows, if its length is not within 0 .. max_keys, or its slot is none of the page
-table's. A row that sees a key whose page is not within 0 .. pages, or past the table, is NaN. Between the first and
-the last key that rows of a sequence see, other than the prefix, pages must hold what was written, or have no valid
-id. Values that are infinite or NaN reach all rows that are computed beside one that sees them.*/
+table's. Offsets that come back, as 0, 4, 2, 6 do, take out the sequence between them alone: those beside it have
+rows in common, and which of them writes such a row last is not defined. A row that sees a key whose page is not
+within 0 .. pages, or past the table, is NaN. Between the first and the last key that rows of a sequence see, other
+than the prefix, pages must hold what was written, or have no valid id. Values that are infinite or NaN reach all
+rows that are computed beside one that sees them.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlAttentionDecode {
@@ -462,9 +464,9 @@ pub struct WlAttentionDecode {
     /// sequences that the page table has
     pub table_rows: i32,
     pub reserved: i32,
-    /// factor of q . k, commonly 1 / sqrt(head_dim)
+    /// factor of q . k, commonly 1 / sqrt(head_dim); to 1e30 in magnitude
     pub scale: f32,
-    /// scores become softcap * tanh(score / softcap); 0: they stay
+    /// scores become softcap * tanh(score / softcap), 1e-6 to 1e30; or 0: they stay
     pub softcap: f32,
     /// T \[tokens, heads, head_dim\]
     pub q: u64,
@@ -484,7 +486,7 @@ pub struct WlAttentionDecode {
     pub documents: u64,
     /// u64 \[tokens\], or 0
     pub tree: u64,
-    /// f32 \[heads\]: logits that join the softmax without a value, or 0
+    /// f32 \[heads\]: logits that join the softmax without a value, to 2e38 in magnitude; or 0
     pub sinks: u64,
     /// f32 \[tokens, heads, ceil(max_keys / part_keys), head_dim\]; 0 if there is one part
     pub parts: u64,
@@ -568,7 +570,7 @@ pub struct WlAttentionPrefill {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// rows of all sequences; tokens * heads / kv_heads < 2^31
+    /// rows of all sequences; tokens * heads is up to 2^30
     pub tokens: i32,
     pub sequences: i32,
     /// most rows of a sequence
@@ -582,9 +584,9 @@ pub struct WlAttentionPrefill {
     pub head_dim: i32,
     /// sequences that the page table has
     pub table_rows: i32,
-    /// factor of q . k, commonly 1 / sqrt(head_dim)
+    /// factor of q . k, commonly 1 / sqrt(head_dim); to 1e30 in magnitude
     pub scale: f32,
-    /// scores become softcap * tanh(score / softcap); 0: they stay
+    /// scores become softcap * tanh(score / softcap), 1e-6 to 1e30; or 0: they stay
     pub softcap: f32,
     /// T \[tokens, heads, head_dim\]
     pub q: u64,
@@ -602,7 +604,7 @@ pub struct WlAttentionPrefill {
     pub positions: u64,
     /// i32 \[tokens\]: first position of the row's document, or 0
     pub documents: u64,
-    /// f32 \[heads\]: logits that join the softmax without a value, or 0
+    /// f32 \[heads\]: logits that join the softmax without a value, to 2e38 in magnitude; or 0
     pub sinks: u64,
     /// elements from row to row, a multiple of 8, as all strides here
     pub q_stride: i64,
@@ -670,7 +672,7 @@ pub struct WlEmbed {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// type; others are refused so far
+    /// type; no entry has another so far
     pub table_type: u32,
     pub rows: i32,
     /// features of a row, 1 to 2^26
@@ -745,7 +747,7 @@ pub struct WlLinear {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// W: type; others are refused so far
+    /// W: type; no entry has another so far
     pub weight_type: u32,
     /// WL_LINEAR_STORE ..
     pub epilogue: u32,
@@ -811,7 +813,7 @@ pub struct WlRmsNorm {
     pub version: u32,
     /// T: WL_BF16, WL_F16 or WL_F32, that of the entry
     pub type_: u32,
-    /// type; WL_E4M3 is refused so far
+    /// type; no entry has another so far
     pub y_type: u32,
     pub rows: i32,
     /// features of a row, 1 to 2^30
@@ -917,7 +919,8 @@ const _: () = {
     ["Offset of field: WlRopeAppend::qkv_stride"][::std::mem::offset_of!(WlRopeAppend, qkv_stride) - 64usize];
     ["Offset of field: WlRopeAppend::pages"][::std::mem::offset_of!(WlRopeAppend, pages) - 72usize];
 };
-/// Rows that are dead, or that the sequence's round has no use for, are left alone: their choices stay as they were.
+/** Rows that are dead, or that the sequence's round has no use for, are left alone: their choices stay as they were. No
+two live rows of a draft may have the same sequence and position: both would be its next draft.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlSample {
@@ -995,7 +998,7 @@ pub struct WlSwiglu {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// type; WL_E4M3 is refused so far
+    /// type; no entry has another so far
     pub out_type: u32,
     pub rows: i32,
     /// features of a row, 1 to 2^26
