@@ -14,6 +14,12 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool v
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
+// The same of the first `bytes`, 0 to 16, with zeros after them.
+__device__ __forceinline__ void copy_async_part(uint32_t to, const void* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes)
+                 : "memory");
+}
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -290,7 +290,7 @@ impl Linear {
 }
 
 impl LinearEpilogue {
-    fn code(self) -> u32 {
+    pub(super) fn code(self) -> u32 {
         match self {
             LinearEpilogue::Store => WL_LINEAR_STORE,
             LinearEpilogue::StoreF32 => WL_LINEAR_STORE_F32,

@@ -16,9 +16,11 @@ mod attention_decode;
 mod attention_prefill;
 mod compiled;
 mod embed;
+mod gemm;
 mod linear;
 mod pages;
 pub mod params;
+mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
 mod sample;
@@ -31,8 +33,10 @@ pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts}
 pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};
 pub use embed::{Embed, EmbedArgs};
+pub use gemm::{Gemm, GemmArgs, GemmProjection};
 pub use linear::{Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection};
 pub use pages::{PageLayout, PageTable};
+pub use quantize_fp8_rows::{QuantizeFp8Rows, QuantizeFp8RowsArgs};
 pub use rms_norm::{RmsNorm, RmsNormArgs};
 pub use rope_append::{RopeAppend, RopeAppendArgs};
 pub use sample::{MAX_DRAFT, MAX_VOCAB, RoundRows, RowTable, Sample, SampleArgs, SamplePass};
@@ -52,8 +56,12 @@ pub struct Kernels {
     pub attention_prefill: AttentionPrefill,
     /// Token ids to rows.
     pub embed: Embed,
+    /// Products of any number of rows.
+    pub gemm: Gemm,
     /// Products of few rows with streamed weights.
     pub linear: Linear,
+    /// Rows to e4m3 with a scale each.
+    pub quantize_fp8_rows: QuantizeFp8Rows,
     /// RMSNorm, with a residual added first where asked.
     pub rms_norm: RmsNorm,
     /// Rotary positions, and the writing of keys and values to their pages.
@@ -76,7 +84,9 @@ impl Kernels {
             attention_decode: AttentionDecode::load(driver)?,
             attention_prefill: AttentionPrefill::load(driver)?,
             embed: Embed::load(driver)?,
+            gemm: Gemm::load(driver)?,
             linear: Linear::load(driver)?,
+            quantize_fp8_rows: QuantizeFp8Rows::load(driver)?,
             rms_norm: RmsNorm::load(driver)?,
             rope_append: RopeAppend::load(driver)?,
             swiglu: Swiglu::load(driver)?,

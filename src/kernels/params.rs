@@ -44,6 +44,12 @@ pub const WL_LINEAR_STORE: u32 = 0;
 pub const WL_LINEAR_STORE_F32: u32 = 1;
 pub const WL_LINEAR_ADD: u32 = 2;
 pub const WL_LINEAR_SWIGLU: u32 = 3;
+pub const WL_GEMM_THREADS: u32 = 128;
+pub const WL_GEMM_LARGE: u32 = 128;
+pub const WL_GEMM_SMALL: u32 = 64;
+pub const WL_GEMM_PROJECTIONS: u32 = 3;
+pub const WL_QUANTIZE_FP8_ROWS_THREADS: u32 = 256;
+pub const WL_QUANTIZE_FP8_ROWS_HELD: u32 = 16384;
 pub const WL_RMS_NORM_THREADS: u32 = 256;
 pub const WL_RMS_NORM_HELD: u32 = 4096;
 pub const WL_RMS_NORM_HELD_WIDE: u32 = 16384;
@@ -804,6 +810,110 @@ const _: () = {
     ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 88usize];
     ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 96usize];
     ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 104usize];
+};
+/** y = x W^T + bias in f32; the epilogues are those of wl_linear.h. Of e4m3, y = x_scales\[r\] * scales\[n\] * (x W^T) +
+bias, multiplied from left to right. The codes 0x7f and 0xff, NaN, are not made by quantize_fp8_rows, and
+count as 480 and -480.*/
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlGemm {
+    pub version: u32,
+    /// T: WL_BF16 or WL_F16, that of the entry
+    pub type_: u32,
+    /// E: type, or WL_E4M3; that of the entry
+    pub weight_type: u32,
+    /// WL_LINEAR_STORE ..
+    pub epilogue: u32,
+    /// 1 or more
+    pub rows: i32,
+    /// K, 1 or more
+    pub inputs: i32,
+    /// 1 to 3; 2 with WL_LINEAR_SWIGLU, of equal features and column; 1 with WL_LINEAR_ADD
+    pub projections: i32,
+    pub reserved: u32,
+    /// E \[rows, inputs\]
+    pub x: u64,
+    /// f32 \[rows\] with E = e4m3; 0
+    pub x_scales: u64,
+    /// T or f32 \[rows, out_stride\]
+    pub out: u64,
+    /// f32 \[rows, ceil(features / 64)\]: those of out, with WL_LINEAR_ADD; or 0
+    pub out_stats: u64,
+    /// elements from row to row
+    pub x_stride: i64,
+    pub out_stride: i64,
+    /// W of E; scales f32 \[features\] with E = e4m3, or 0
+    pub projection: [WlProjection; 3usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlGemm"][::std::mem::size_of::<WlGemm>() - 200usize];
+    ["Alignment of WlGemm"][::std::mem::align_of::<WlGemm>() - 8usize];
+    ["Offset of field: WlGemm::version"][::std::mem::offset_of!(WlGemm, version) - 0usize];
+    ["Offset of field: WlGemm::type_"][::std::mem::offset_of!(WlGemm, type_) - 4usize];
+    ["Offset of field: WlGemm::weight_type"][::std::mem::offset_of!(WlGemm, weight_type) - 8usize];
+    ["Offset of field: WlGemm::epilogue"][::std::mem::offset_of!(WlGemm, epilogue) - 12usize];
+    ["Offset of field: WlGemm::rows"][::std::mem::offset_of!(WlGemm, rows) - 16usize];
+    ["Offset of field: WlGemm::inputs"][::std::mem::offset_of!(WlGemm, inputs) - 20usize];
+    ["Offset of field: WlGemm::projections"][::std::mem::offset_of!(WlGemm, projections) - 24usize];
+    ["Offset of field: WlGemm::reserved"][::std::mem::offset_of!(WlGemm, reserved) - 28usize];
+    ["Offset of field: WlGemm::x"][::std::mem::offset_of!(WlGemm, x) - 32usize];
+    ["Offset of field: WlGemm::x_scales"][::std::mem::offset_of!(WlGemm, x_scales) - 40usize];
+    ["Offset of field: WlGemm::out"][::std::mem::offset_of!(WlGemm, out) - 48usize];
+    ["Offset of field: WlGemm::out_stats"][::std::mem::offset_of!(WlGemm, out_stats) - 56usize];
+    ["Offset of field: WlGemm::x_stride"][::std::mem::offset_of!(WlGemm, x_stride) - 64usize];
+    ["Offset of field: WlGemm::out_stride"][::std::mem::offset_of!(WlGemm, out_stride) - 72usize];
+    ["Offset of field: WlGemm::projection"][::std::mem::offset_of!(WlGemm, projection) - 80usize];
+};
+/** scale = max(min(largest |x| of the row, bound) / 448, 1 / (448 * 512)), q = e4m3(x / scale), each operation rounded
+once; what is over 448 becomes 448. A row with a NaN has the scale NaN. Any row may begin anywhere; rows of a
+multiple of 8 elements that all begin at multiples of 8 of them are the fast ones.*/
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlQuantizeFp8Rows {
+    pub version: u32,
+    /// T: WL_BF16 or WL_F16, that of the entry
+    pub type_: u32,
+    pub rows: i32,
+    /// features of a row, 1 to 2^30
+    pub width: i32,
+    /// 1200 for activations, infinity for weights
+    pub bound: f32,
+    pub reserved: u32,
+    /// T \[rows, width\]
+    pub x: u64,
+    /// e4m3 \[rows, width\]
+    pub q: u64,
+    /// f32 \[rows\]
+    pub scales: u64,
+    /// i32 \[rows\]: rows under 0 are dead, neither read nor written; or 0: all live
+    pub positions: u64,
+    /// elements from row to row
+    pub x_stride: i64,
+    pub q_stride: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlQuantizeFp8Rows"][::std::mem::size_of::<WlQuantizeFp8Rows>() - 72usize];
+    ["Alignment of WlQuantizeFp8Rows"][::std::mem::align_of::<WlQuantizeFp8Rows>() - 8usize];
+    ["Offset of field: WlQuantizeFp8Rows::version"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, version) - 0usize];
+    ["Offset of field: WlQuantizeFp8Rows::type_"][::std::mem::offset_of!(WlQuantizeFp8Rows, type_) - 4usize];
+    ["Offset of field: WlQuantizeFp8Rows::rows"][::std::mem::offset_of!(WlQuantizeFp8Rows, rows) - 8usize];
+    ["Offset of field: WlQuantizeFp8Rows::width"][::std::mem::offset_of!(WlQuantizeFp8Rows, width) - 12usize];
+    ["Offset of field: WlQuantizeFp8Rows::bound"][::std::mem::offset_of!(WlQuantizeFp8Rows, bound) - 16usize];
+    ["Offset of field: WlQuantizeFp8Rows::reserved"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, reserved) - 20usize];
+    ["Offset of field: WlQuantizeFp8Rows::x"][::std::mem::offset_of!(WlQuantizeFp8Rows, x) - 24usize];
+    ["Offset of field: WlQuantizeFp8Rows::q"][::std::mem::offset_of!(WlQuantizeFp8Rows, q) - 32usize];
+    ["Offset of field: WlQuantizeFp8Rows::scales"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, scales) - 40usize];
+    ["Offset of field: WlQuantizeFp8Rows::positions"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, positions) - 48usize];
+    ["Offset of field: WlQuantizeFp8Rows::x_stride"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, x_stride) - 56usize];
+    ["Offset of field: WlQuantizeFp8Rows::q_stride"]
+        [::std::mem::offset_of!(WlQuantizeFp8Rows, q_stride) - 64usize];
 };
 /** Any row may begin anywhere; rows of a multiple of 8 elements that all begin at multiples of 16 bytes are the fast
 ones. `new_residual` may be `residual` or `x`, and `y` may be `x` or `residual`, with equal strides.*/
