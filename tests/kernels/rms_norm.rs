@@ -182,11 +182,14 @@ fn rows_beyond_31_bits() {
     let mut stats = rig.poisoned(2, Dtype::F32);
     let positions = rig.upload(&[-1, 0]);
     let (before, bytes) = (stride as u64 * 2, (stride + width) * 2);
-    // SAFETY: the kernel touches row 1 alone, which is all of each buffer.
-    let far = |x: View<'_>| Rows { view: unsafe { View::from_raw(x.address() - before, bytes) }, stride };
-    // SAFETY: as above.
-    let far_mut =
-        |x: ViewMut<'_>| RowsMut { view: unsafe { ViewMut::from_raw(x.address() - before, bytes) }, stride };
+    let far = |x: View<'_>| {
+        // SAFETY: the kernel touches row 1 alone, which is all of each buffer.
+        Rows { view: unsafe { View::from_raw(x.address() - before, bytes) }, stride }
+    };
+    let far_mut = |x: ViewMut<'_>| {
+        // SAFETY: as above.
+        RowsMut { view: unsafe { ViewMut::from_raw(x.address() - before, bytes) }, stride }
+    };
     let args = RmsNormArgs {
         dtype,
         rows: 2,
