@@ -10,7 +10,8 @@ use common::{
     golden_dir, greedy, ids, json, load, logits, run,
 };
 use warploom::{
-    backend::Gpu,
+    backend::{Backend, Gpu, Row},
+    cache::Cache,
     checkpoint::{Checkpoint, Dtype},
     decode::{Finished, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
     driver::{self, Driver},
@@ -218,16 +219,42 @@ fn choices_are_the_cpus_but_for_ties() {
     assert!(different * 100 <= positions, "{different} of {positions} choices differ");
 }
 
+/// The logits of the last of `ids`, a decode row, after the others came as prompts of these lengths.
+fn after_prompts(llama: &Llama<Gpu>, ids: &[u32], lengths: &[usize]) -> Vec<f32> {
+    let page = llama.backend().page_size();
+    let pages = ids.len().div_ceil(page);
+    let mut cache = Cache::new(pages, page, 1, pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
+    let mut work = llama.work(ids.len(), 1).unwrap();
+    let sequence = cache.create().unwrap();
+    let mut position = 0;
+    let mut next = |cache: &mut Cache, count: usize| -> Vec<Row> {
+        cache.append(sequence, count, &mut Vec::new()).unwrap();
+        position += count;
+        (position - count..position).map(|at| Row { token: ids[at], position: at, sequence }).collect()
+    };
+    for length in lengths {
+        let rows = next(&mut cache, *length);
+        llama.prefill(&rows, &mut kv, &cache, &mut work).unwrap();
+    }
+    let last = next(&mut cache, 1);
+    assert_eq!(position, ids.len(), "the prompts are all but the last");
+    llama.forward(0..llama.config().layers, &last, &mut kv, &cache, &mut work).unwrap();
+    llama.head(0, 1, &mut work).unwrap().to_vec()
+}
+
 /// A prompt is computed in the same bits however it is cut, and shared prefixes are kept.
 #[test]
-fn prompts_in_slices_and_shared_prefixes() {
+fn prompts_in_pieces_and_shared_prefixes() {
     let llama = on_device(&golden_dir("gqa_bf16"), 256);
     let prompt: Vec<u32> = prompt("gqa_bf16").iter().cycle().take(150).copied().collect();
     let alone = run(&llama, vec![greedy(&prompt, 4)], 256).remove(0);
     let both = run(&llama, vec![greedy(&prompt[..140], 4), greedy(&prompt, 4)], 256);
     assert_equal("with a shared prefix", &both[1], &alone);
-    let rows = logits(&llama, &prompt, llama.config().layers);
-    assert_eq!(bits_hash(&rows[149]), alone.1[0], "one pass over 150 decode rows, in slices of 64");
+    for lengths in [&[149][..], &[1, 63, 64, 21], &[65, 84], &[148, 1]] {
+        let cut = after_prompts(&llama, &prompt, lengths);
+        assert_eq!(bits_hash(&cut), alone.1[0], "a prompt in pieces of {lengths:?}");
+    }
 }
 
 #[test]

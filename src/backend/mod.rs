@@ -181,8 +181,15 @@ pub trait Backend: Send + Sync {
         operations()
     }
 
-    /// Makes `list` the rows of the operations that follow.
-    fn set_rows(&self, rows: &mut Self::Rows, list: &[Row], kv: &mut Self::Kv, cache: &Cache) -> Result<()>;
+    /// Makes `list`, rows of one class, those of the operations that follow.
+    fn set_rows(
+        &self,
+        rows: &mut Self::Rows,
+        list: &[Row],
+        class: RowClass,
+        kv: &mut Self::Kv,
+        cache: &Cache,
+    ) -> Result<()>;
     /// `out[r] = table[rows[r].token]`; `out` is `[rows, width]`.
     fn embed(&self, table: &Self::Weight, rows: &Self::Rows, out: &mut Self::Buffer) -> Result<()>;
     /// `out[r, column + n] ⟵ input[r] · weight[n] + bias[n]` for each projection; `out` is `[rows, width]`. All

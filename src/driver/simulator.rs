@@ -78,6 +78,9 @@ pub struct Simulator {
     instructions: AtomicU64,
 }
 
+/// Entry, grid and block.
+type Shape = (&'static str, [u32; 3], [u32; 3]);
+
 struct State {
     device: Device,
     next_handle: u64,
@@ -87,8 +90,8 @@ struct State {
     /// What streams in capture have recorded.
     captures: HashMap<Handle, Vec<Command>>,
     graphs: HashMap<Handle, Vec<Command>>,
-    /// Launches, and findings in them, by entry, grid and block.
-    launched: HashMap<(&'static str, [u32; 3], [u32; 3]), (u64, u64)>,
+    /// Launches, and findings in them.
+    launched: HashMap<Shape, (u64, u64)>,
     /// Some while reports are asked for.
     reports: Option<Vec<LaunchReport>>,
 }
@@ -137,7 +140,7 @@ impl Simulator {
     /// What has been launched so far, in no order.
     pub fn launched(&self) -> Vec<Launched> {
         let state = self.state();
-        let launched = |(key, counts): (&(&'static str, _, _), &(u64, u64))| {
+        let launched = |(key, counts): (&Shape, &(u64, u64))| {
             let (&(entry, grid, block), &(count, findings)) = (key, counts);
             Launched { entry, grid, block, count, findings }
         };

@@ -88,6 +88,26 @@ pub struct AttentionPrefillArgs<'b> {
     pub sinks: Option<View<'b>>,
 }
 
+/// Packed rows of a CTA, and keys of a tile.
+fn tile(width: usize) -> (usize, usize) {
+    match width {
+        256 => (WL_ATTENTION_PREFILL_ROWS_256 as usize, 32),
+        _ => (WL_ATTENTION_PREFILL_ROWS as usize, 64),
+    }
+}
+
+/// Shared memory of a CTA: its rows of q, and the ring of tiles.
+fn shared_bytes(width: usize) -> usize {
+    let (rows, keys) = tile(width);
+    (rows + SLOTS * keys) * width * 2
+}
+
+/// Dynamic shared memory of the kernel's entries.
+pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
+    let width = WIDTHS.iter().find(|width| entry.ends_with(&format!("_{width}")));
+    width.map_or(0, |width| shared_bytes(*width))
+}
+
 /// How a launch is divided, of shapes that have been checked.
 struct Plan {
     /// Which of [`WIDTHS`].
@@ -101,17 +121,13 @@ impl Plan {
     fn of(args: &AttentionPrefillArgs) -> Plan {
         let PageLayout { kv_heads, head_dim, .. } = args.layout;
         let class = WIDTHS.iter().position(|width| head_dim <= *width).unwrap_or(WIDTHS.len() - 1);
-        let width = WIDTHS[class];
-        let (rows, keys) = match width {
-            256 => (WL_ATTENTION_PREFILL_ROWS_256 as usize, 32),
-            _ => (WL_ATTENTION_PREFILL_ROWS as usize, 64),
-        };
+        let (rows, _) = tile(WIDTHS[class]);
         let group = args.heads / kv_heads;
         // All tiles of a sequence but its last are full.
         let sequences = args.sequences.min(args.tokens);
         let of_tokens = (args.tokens * group + sequences * (rows - 1)) / rows;
         let of_sequences = args.sequences * (args.max_rows * group).div_ceil(rows);
-        Plan { class, tiles: of_tokens.min(of_sequences), shared_bytes: (rows + SLOTS * keys) * width * 2 }
+        Plan { class, tiles: of_tokens.min(of_sequences), shared_bytes: shared_bytes(WIDTHS[class]) }
     }
 }
 

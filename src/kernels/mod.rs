@@ -100,6 +100,7 @@ impl Kernels {
 pub fn dynamic_shared_bytes(entry: &str) -> u32 {
     let bytes = match entry {
         entry if entry.starts_with("wl_attention_decode_") => attention_decode::dynamic_shared_bytes(entry),
+        entry if entry.starts_with("wl_attention_prefill_") => attention_prefill::dynamic_shared_bytes(entry),
         entry if entry.starts_with("wl_sample_") => params::WL_SAMPLE_SHARED as usize,
         _ => 0,
     };

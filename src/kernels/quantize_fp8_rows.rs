@@ -59,7 +59,7 @@ impl QuantizeFp8Rows {
         let QuantizeFp8RowsArgs { dtype, rows, width, .. } = args;
         let function = *self.functions.of(dtype)?;
         let bound = args.bound.unwrap_or(f32::INFINITY);
-        if !(bound > 0.0) {
+        if bound.is_nan() || bound <= 0.0 {
             return Check::of("bound").refuse(format!("{bound}; supported are numbers over 0"));
         }
         let mut p = WlQuantizeFp8Rows {

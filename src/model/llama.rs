@@ -270,8 +270,8 @@ impl<B: Backend> Llama<B> {
         self.check(&layers, rows, cache, work)?;
         let Work { activations, descriptors, .. } = work;
         self.backend.pass(|| {
-            self.backend.set_rows(descriptors, rows, kv, cache)?;
             let class = RowClass::Decode;
+            self.backend.set_rows(descriptors, rows, class, kv, cache)?;
             Pass { llama: self, class, rows: descriptors, count: rows.len(), kv, cache, activations }
                 .run(layers)
         })
@@ -289,8 +289,8 @@ impl<B: Backend> Llama<B> {
         let last = self.layers.len() - 1;
         self.check(&(0..last + 1), rows, cache, work)?;
         let Work { activations, descriptors, .. } = work;
-        self.backend.set_rows(descriptors, rows, kv, cache)?;
         let class = RowClass::Prompt;
+        self.backend.set_rows(descriptors, rows, class, kv, cache)?;
         let mut pass =
             Pass { llama: self, class, rows: descriptors, count: rows.len(), kv, cache, activations };
         pass.run(0..last)?;

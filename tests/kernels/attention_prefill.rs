@@ -436,10 +436,10 @@ fn heavy_tiles_come_first() {
             shared_bytes: (128 + 3 * 64) * 64 * 2,
             ..Launch::new(bytemuck::bytes_of(&p))
         };
-        // SAFETY: the parameter is what the kernel's own launch makes of these shapes, but for the grid.
         rig.reports(|| {
-            unsafe { rig.driver.launch(stream, function, &launch) }
-                .and_then(|()| rig.driver.synchronize(stream))
+            // SAFETY: the parameter is what the kernel's own launch makes of these shapes, but for the grid.
+            unsafe { rig.driver.launch(stream, function, &launch)? };
+            rig.driver.synchronize(stream)
         });
         let out = rig.download(&out, case.dtype);
         for (i, rows) in order[..tiles].iter().enumerate() {

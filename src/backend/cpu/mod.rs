@@ -220,7 +220,14 @@ impl Backend for Cpu {
         crew::muster(self.cores, operations)
     }
 
-    fn set_rows(&self, rows: &mut Rows, list: &[Row], kv: &mut Pages, _cache: &Cache) -> Result<()> {
+    fn set_rows(
+        &self,
+        rows: &mut Rows,
+        list: &[Row],
+        _class: RowClass,
+        kv: &mut Pages,
+        _cache: &Cache,
+    ) -> Result<()> {
         rows.list.clear();
         rows.list.extend_from_slice(list);
         for (row, cos_sin) in list.iter().zip(rows.cos_sin.chunks_exact_mut(kv.shape.head_dim)) {

@@ -1,8 +1,9 @@
 //! The GPU backend: the operations of a forward pass as kernels over a driver, which is a GPU or its simulator.
 //!
 //! Start from [`Gpu`]. Weights, activations, keys and values are bf16 or f16, sums f32; the residual stream is rounded to that type
-//! after every addition. A norm is folded into the product that follows it: whoever writes the residual stream leaves the sums of its
-//! squares beside it. Prompt rows go through the same kernels as decode rows, in slices.
+//! after every addition. Decode rows stream the weights; their norm is folded into the product that follows it: whoever writes the
+//! residual stream leaves the sums of its squares beside it. Prompt rows go through tensor-core products and flash attention, with a
+//! norm of its own before.
 
 mod round;
 mod rows;
@@ -20,15 +21,16 @@ use crate::{
     driver::{Buffer, Driver, Stream, View, ViewMut},
     error::{Error, Result},
     kernels::{
-        AttentionDecodeArgs, EmbedArgs, Kernels, Linear, LinearArgs, LinearEpilogue, LinearNorm,
-        LinearProjection, PageLayout, PageTable, RopeAppendArgs, Rows as DeviceRows, RowsMut,
+        AttentionDecodeArgs, AttentionPrefillArgs, EmbedArgs, GemmArgs, GemmProjection, Kernels, Linear,
+        LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, PageLayout, PageTable, RmsNormArgs,
+        RopeAppendArgs, Rows as DeviceRows, RowsMut,
     },
     mask::Mask,
 };
 
 /// Positions of a page.
 const PAGE: usize = 64;
-/// Most rows of one product, and of one sequence in one attention.
+/// Most decode rows of one product, and of one sequence in one attention.
 const SLICE: usize = 64;
 
 /// A device with the kernels loaded.
@@ -41,7 +43,7 @@ pub struct Gpu {
     scratch: Mutex<Scratch>,
 }
 
-/// Attention's is as large as the largest round asks for, and grows with the rows of prompts.
+/// Attention's is as large as the largest round asks for; more decode rows than that, which no round has, make it grow.
 struct Scratch {
     linear: Buffer,
     attention: Buffer,
@@ -248,13 +250,20 @@ impl Backend for Gpu {
         DeviceRound::new(self, sizes, angles, kv).map(Some)
     }
 
-    fn set_rows(&self, rows: &mut PassRows, list: &[Row], kv: &mut Paged, cache: &Cache) -> Result<()> {
+    fn set_rows(
+        &self,
+        rows: &mut PassRows,
+        list: &[Row],
+        class: RowClass,
+        kv: &mut Paged,
+        cache: &Cache,
+    ) -> Result<()> {
         for (i, row) in list.iter().enumerate() {
             if i == 0 || list[i - 1].sequence != row.sequence {
                 self.set_table(kv, cache, row.sequence)?;
             }
         }
-        rows.set(&self.stream, list, cache)
+        rows.set(&self.stream, list, class, cache)
     }
 
     fn embed(&self, table: &Weight, rows: &PassRows, out: &mut Activations) -> Result<()> {
@@ -282,8 +291,11 @@ impl Backend for Gpu {
         out: &mut Activations,
         _width: usize,
         epilogue: Epilogue,
-        _class: RowClass,
+        class: RowClass,
     ) -> Result<()> {
+        if class == RowClass::Prompt {
+            return self.gemm(input, projections, out, epilogue);
+        }
         let (epilogue, stats) = match epilogue {
             Epilogue::Store => (LinearEpilogue::Store, false),
             Epilogue::Add => (LinearEpilogue::Add, true),
@@ -357,19 +369,52 @@ impl Backend for Gpu {
         out: &mut Activations,
     ) -> Result<()> {
         let Heads { heads, head_dim, .. } = kv.heads;
+        let (k, v) = (self.pages(kv, layer, 0), self.pages(kv, layer, 1));
+        let (k, v) = (kv.memory.view().slice(k), kv.memory.view().slice(v));
+        let q = DeviceRows { view: qkv.memory.view(), stride: qkv.stride };
+        let out = RowsMut { stride: out.stride, view: out.memory.view_mut() };
+        let table = PageTable { view: kv.tables.view(), sequences: kv.sequences, stride: kv.entries };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        if rows.class == RowClass::Prompt {
+            let args = AttentionPrefillArgs {
+                dtype: self.dtype,
+                tokens: rows.count,
+                sequences: rows.groups,
+                heads,
+                q,
+                out,
+                lse: None,
+                layout: kv.layout,
+                k,
+                v,
+                table,
+                slots: Some(rows.group_slots.view()),
+                lengths: rows.lengths.view(),
+                offsets: rows.offsets.view(),
+                positions: Some(rows.positions.view()),
+                max_rows: rows.group_rows,
+                max_keys: kv.entries * PAGE,
+                mask: *mask,
+                documents: None,
+                scale,
+                softcap: 0.0,
+                sinks: None,
+            };
+            return self.kernels.attention_prefill.launch(&self.stream, &args);
+        }
         let mut scratch = self.scratch();
         let args = AttentionDecodeArgs {
             dtype: self.dtype,
             tokens: rows.count,
             sequences: rows.groups,
             heads,
-            q: DeviceRows { view: qkv.memory.view(), stride: qkv.stride },
-            out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
+            q,
+            out,
             lse: None,
             layout: kv.layout,
-            k: kv.memory.view().slice(self.pages(kv, layer, 0)),
-            v: kv.memory.view().slice(self.pages(kv, layer, 1)),
-            table: PageTable { view: kv.tables.view(), sequences: kv.sequences, stride: kv.entries },
+            k,
+            v,
+            table,
             slots: Some(rows.group_slots.view()),
             lengths: rows.lengths.view(),
             offsets: rows.offsets.view(),
@@ -380,7 +425,7 @@ impl Backend for Gpu {
             mask: *mask,
             documents: None,
             tree: None,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale,
             softcap: 0.0,
             sinks: None,
         };
@@ -469,6 +514,65 @@ impl Gpu {
             out_stats,
         };
         self.kernels.linear.launch(&self.stream, args, scratch.linear.view_mut())
+    }
+
+    /// A product of prompt rows, from row 0 on.
+    fn gemm(
+        &self,
+        input: Input<Gpu>,
+        projections: &[Projection<Weight>],
+        out: &mut Activations,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let (dtype, size) = (self.dtype, self.dtype.size());
+        let Input { mut x, from, rows, norm } = input;
+        let normed;
+        if let Some(norm) = norm {
+            let scratch = norm.scratch;
+            let args = RmsNormArgs {
+                dtype,
+                rows,
+                width: x.width,
+                eps: norm.eps,
+                x: x.rows(from, rows, size),
+                residual: None,
+                weight: norm.weight.memory.view(),
+                y: RowsMut { stride: scratch.stride, view: scratch.memory.view_mut() },
+                stats: None,
+                positions: None,
+            };
+            self.kernels.rms_norm.launch(&self.stream, &args)?;
+            normed = &*scratch;
+            x = normed;
+        }
+        let mut parts = [None; 3];
+        for (part, projection) in parts.iter_mut().zip(projections) {
+            let Weight { memory, rows, columns } = projection.weight;
+            *part = Some(GemmProjection {
+                weight: DeviceRows { view: memory.view(), stride: *columns },
+                scales: None,
+                bias: projection.bias.map(|bias| bias.memory.view()),
+                features: *rows,
+                column: projection.column,
+            });
+        }
+        let args = GemmArgs {
+            dtype,
+            rows,
+            inputs: x.width,
+            x: x.rows(0, rows, size),
+            x_scales: None,
+            projections: parts,
+            epilogue: match epilogue {
+                Epilogue::Store => LinearEpilogue::Store,
+                Epilogue::Add => LinearEpilogue::Add,
+                Epilogue::SwiGlu => LinearEpilogue::SwiGlu,
+            },
+            out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
+            // Prompts' norms make sums of their own.
+            out_stats: None,
+        };
+        self.kernels.gemm.launch(&self.stream, args)
     }
 
     /// Uploads the page table of a sequence where the device's differs.

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::SLICE;
 use crate::{
-    backend::{Angles, Heads, Row},
+    backend::{Angles, Heads, Row, RowClass},
     cache::Cache,
     driver::{Buffer, Driver, Stream, View},
     error::Result,
@@ -68,6 +68,7 @@ pub struct PassRows {
     pub(super) groups: usize,
     /// Most rows of a group.
     pub(super) group_rows: usize,
+    pub(super) class: RowClass,
     /// What is uploaded, where the host makes the rows.
     host: Vec<i32>,
     most: usize,
@@ -90,6 +91,7 @@ impl PassRows {
             count: 0,
             groups: 0,
             group_rows: 0,
+            class: RowClass::Decode,
             host: vec![0; 6 * part],
             most: part,
         })
@@ -117,14 +119,23 @@ impl PassRows {
             count: 0,
             groups: 0,
             group_rows: 0,
+            class: RowClass::Decode,
             host: vec![],
             most: 0,
         }
     }
 
     /// Makes `list` the rows.
-    pub(super) fn set(&mut self, stream: &Stream, list: &[Row], cache: &Cache) -> Result<()> {
+    pub(super) fn set(
+        &mut self,
+        stream: &Stream,
+        list: &[Row],
+        class: RowClass,
+        cache: &Cache,
+    ) -> Result<()> {
         let most = self.most;
+        let slice = if class == RowClass::Decode { SLICE } else { usize::MAX };
+        self.class = class;
         let [tokens, positions, slots, offsets, lengths, group_slots] =
             [0, 1, 2, 3, 4, 5].map(|index| index * most);
         (self.count, self.groups, self.group_rows) = (list.len(), 0, 0);
@@ -133,7 +144,7 @@ impl PassRows {
             self.host[tokens + i] = row.token as i32;
             self.host[positions + i] = row.position as i32;
             self.host[slots + i] = row.sequence as i32;
-            if i == 0 || list[i - 1].sequence != row.sequence || i - begun == SLICE {
+            if i == 0 || list[i - 1].sequence != row.sequence || i - begun == slice {
                 let keys = cache.len(row.sequence)?;
                 self.host[offsets + self.groups] = i as i32;
                 self.host[lengths + self.groups] = keys as i32;
