@@ -267,7 +267,7 @@ template <typename T, typename E, typename S, bool ALIGNED> __device__ __forcein
     // The main loop. Per tile of a stage, a warp of a large one has 16 ldmatrix (8 KB) and 64 mma (2^18 FLOP), one of a
     // small one 20 (10 KB) and 32 (2^17 FLOP); either 8 cp.async (4 KB) and one barrier. A large one's 202 instructions
     // take half as long to issue as an A100's tensor cores take for their share. With e4m3 there are twice as many mma,
-    // and 7 more instructions for each operand word to unpack it: 448, or 280.
+    // and 7 more instructions for each operand word to unpack it: 448, or 560.
     float sums[M][WARP_FEATURES / 8][4] = {};
     int stage = 0;
 #pragma unroll 1
