@@ -169,9 +169,9 @@ impl AttentionPrefill {
         shape.check()?;
         Check::of("max_rows").count(max_rows, 1..=1 << 28)?;
         Check::of("max_keys").count(max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
-        if tokens * heads > i32::MAX as usize {
+        if tokens * heads > 1 << 30 {
             return Check::of("tokens")
-                .refuse(format!("{tokens} of {heads} heads; supported are 2^31 together"));
+                .refuse(format!("{tokens} of {heads} heads; supported are 2^30 together"));
         }
         let functions = self.functions.of(dtype)?;
         if args.slots.is_none() && table.sequences < sequences {

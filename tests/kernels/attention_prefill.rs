@@ -297,8 +297,8 @@ fn a_zero_has_one_sign() {
 fn missing_pages() {
     let mut random = Random::new("prefill missing");
     let rig = rig();
-    for head_dim in [64, 256] {
-        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, head_dim, "window:20".parse().unwrap());
+    for (head_dim, kv_heads) in [(64, 2), (256, 1)] {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, kv_heads, head_dim, "window:20".parse().unwrap());
         case.add(&mut random, 300, 100);
         let right = run(&case, &rig);
         let check = |first: usize, last: usize, change: &dyn Fn(&mut Vec<i32>)| {
@@ -549,11 +549,12 @@ fn every_byte_moves_once() {
 
     // Nothing of a dead row is read.
     let mut case = case.empty();
+    case.mask = "window:40".parse().unwrap();
     case.add(&mut random, 100, 4);
     case.positions = true;
     (case.sequences[0].rows[0].position, case.sequences[0].rows[3].position) = (-1, -1);
     let result = run(&case, &rig);
-    assert_eq!(result.counters[0].copy.bytes, 99 * 8 * 128 * 2 * 2 + 2 * 32 * 128 * 2);
+    assert_eq!(result.counters[0].copy.bytes, 41 * 8 * 128 * 2 * 2 + 2 * 32 * 128 * 2);
 }
 
 #[test]
