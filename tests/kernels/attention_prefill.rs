@@ -298,7 +298,8 @@ fn missing_pages() {
     let mut random = Random::new("prefill missing");
     let rig = rig();
     for (head_dim, kv_heads) in [(64, 2), (256, 1)] {
-        let mut case = Case::new(&mut random, Dtype::Bf16, 2, kv_heads, head_dim, "window:20".parse().unwrap());
+        let mut case =
+            Case::new(&mut random, Dtype::Bf16, 2, kv_heads, head_dim, "window:20".parse().unwrap());
         case.add(&mut random, 300, 100);
         let right = run(&case, &rig);
         let check = |first: usize, last: usize, change: &dyn Fn(&mut Vec<i32>)| {
