@@ -70,10 +70,6 @@ struct Small {
     static constexpr int ROWS = WL_GEMM_SMALL, FEATURES = WL_GEMM_SMALL, WARP_ROWS = 16, WIDTH = 64;
 };
 
-struct e4m3 {
-    uint8_t bits;
-};
-
 // The 16 bytes at `from` to shared memory, those from `bytes` on as zeros.
 template <typename E, bool ALIGNED>
 __device__ __forceinline__ void copy_chunk(unsigned char* to, const unsigned char* from, int bytes) {
@@ -159,12 +155,6 @@ template <typename T> __device__ __forceinline__ void load_factors(float (&y)[8]
         values = load_eight<false>(from, count);
     }
     values.unpack_to(y);
-}
-
-// A sum of products of e4m3 as `unpack_e4m3` leaves them.
-__device__ __forceinline__ float scaled(float sum, float x_scale, float scale) {
-    constexpr float PACKED = 1 / (E4M3_UNPACKED * E4M3_UNPACKED);
-    return __fmul_rn(__fmul_rn(x_scale, scale), sum * PACKED);
 }
 
 // y = x_scale · scales · y + bias, of eight features, of which there are `count`.

@@ -14,6 +14,10 @@
 //                mma and words 2, 3 that of the next: nothing moves between lanes, and no weight is stored in
 //                another order. With SwiGLU the two features are gate's and up's, and meet when the sums are
 //                finished. Four k-blocks, 8 loads, are in flight per lane: 32 KB per CTA.
+//   e4m3         unpacked to f16 (fp8.cuh), whatever T is: 16 bytes are 16 weights, from k = 16t on of a quad's 64. A
+//                word of four k becomes both operand words of one mma, k and k + 2, k + 1 and k + 3, so that a load
+//                is for four mma, two k-blocks of x. x is unpacked alike when it is put down; the scales come at the
+//                end. Up to 64 rows two loads of each feature are in flight: a tile has 128 k.
 //   x            16 KB tiles of all rows in shared memory, twice: the next one is fetched to registers while this
 //                one is used, normalised there if there is a norm, and put down in the order in which lanes take A
 //                operands, 16 bytes at a time (`x_place`).
@@ -31,12 +35,17 @@
 //   gate, up, norm  28672 × 4096   224 × 1    4096     235 MB    16.2 % (1.6 %)                             3.8
 //   down, add        4096 × 14336   32 × 8    1792     117 MB    16.3 % (1.0 %)                             1.9
 //   head, norm     128256 × 4096  1002 × 1    4096    1051 MB    16.8 % (1.6 %)                            16.8
-// Of the other bytes x has 12.5 points (rows · 2 bytes a k, against 256 of weights), the partial sums 6.2 at
-// segments of 1024, norm weights 3.1 (a thread reads them for its four rows), statistics up to 1.6.
+//   e4m3: gate, up  28672 × 4096   224 × 1    4096     117 MB    13.7 % (0.9 %)                             3.8
+//   e4m3: down, add  4096 × 14336   32 × 7    2048      59 MB    19.7 % (1.2 %)                             1.9
+// Of the other bytes x has 12.5 points (rows · 2 bytes a k, against 256 of weights; with e4m3 half of both), the
+// partial sums 6.2 at segments of 1024 (e4m3: 2048), norm weights 3.1 (a thread reads them for its four rows),
+// statistics up to 1.6, scales 0.8.
 //
-// For sm_80, up to 16, 32, 64 rows: 96, 115, 125 registers, 33, 33, 35 KB of shared memory, two CTAs an SM: 16
-// warps, 64 KB of weights in flight. `any` takes its elements one by one: 188 registers.
+// For sm_80, up to 16, 32, 64 rows: 96, 115, 125 registers (e4m3: 126, 125, 126, for sm_90a 126, 128, 126), 33, 33, 35
+// KB of shared memory, two CTAs an SM: 16 warps, 64 KB of weights in flight (e4m3 at 64 rows: 32). `any` takes its
+// elements one by one: 188 registers (e4m3: 152).
 #include "arch/eight.cuh"
+#include "arch/fp8.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"
 #include "arch/mma.cuh"
@@ -50,11 +59,8 @@ constexpr int THREADS = WL_LINEAR_THREADS;
 constexpr int WARPS = THREADS / 32;
 constexpr int FEATURES = WL_LINEAR_FEATURES;
 static_assert(FEATURES == 16 * WARPS, "a warp has the features of two mma");
-// A k-block is what a 16-byte load of each of four lanes covers; a turn is the k-blocks in flight.
+// A k-block of x is that of two mma.
 constexpr int K_BLOCK = 32;
-constexpr int AHEAD = 4;
-constexpr int TURN = K_BLOCK * AHEAD;
-static_assert(WL_LINEAR_SEGMENT_STEP % TURN == 0, "segments are whole turns");
 // Pairs of 16-byte vectors of x, of rows 8 apart, that a thread brings to a tile.
 constexpr int X_PAIRS = 2;
 // Elements of a tile of x: ROWS rows, and as many k as make 16 KB.
@@ -63,13 +69,49 @@ constexpr int X_ELEMENTS = 16 * X_PAIRS * THREADS;
 // mma's results fill the line of banks.
 constexpr int Y_PITCH = FEATURES + 8;
 
-// Eight weights, those from `count` on as zeros.
-template <typename T, bool WHOLE> __device__ __forceinline__ uint4 load_weights(const T* from, int count) {
+// 16 bytes of weights, those from `count` on as zeros.
+template <typename E, bool WHOLE> __device__ __forceinline__ uint4 load_weights(const E* from, int count) {
     if constexpr (WHOLE) {
         return load_once(from, count > 0);
-    } else {
-        const Eight<T> w = load_eight<false>(from, count);
+    } else if constexpr (sizeof(E) == 2) {
+        const Eight<E> w = load_eight<false>(from, count);
         return make_uint4(w.words[0], w.words[1], w.words[2], w.words[3]);
+    } else {
+        const Eight<E> low = load_eight<false>(from, count), high = load_eight<false>(from + 8, count - 8);
+        return make_uint4(low.words[0], low.words[1], high.words[0], high.words[1]);
+    }
+}
+
+// What an mma multiplies: x and weights of T themselves, or e4m3 unpacked to f16.
+template <typename T, typename E> struct OperandOf {
+    using Type = T;
+};
+template <typename T> struct OperandOf<T, e4m3> {
+    using Type = f16;
+};
+template <typename T, typename E> using Operand = typename OperandOf<T, E>::Type;
+
+// Operand words of an mma: with e4m3, both words of one come of one word of four k, 0 and 2, 1 and 3. First those of
+// eight k of x, of two mma; then those of a lane's weights.
+template <typename T> __device__ __forceinline__ void operands(uint32_t (&words)[4], const Eight<T>& x) {
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = x.words[i];
+    } else {
+        unpack_e4m3(x.words[0], words[0], words[1]);
+        unpack_e4m3(x.words[1], words[2], words[3]);
+    }
+}
+template <typename E, int MMAS>
+__device__ __forceinline__ void operands(uint32_t (&words)[MMAS][2], const uint4& w) {
+    const uint32_t packed[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int i = 0; i < MMAS; i++) {
+        if constexpr (sizeof(E) == 2) {
+            words[i][0] = packed[2 * i], words[i][1] = packed[2 * i + 1];
+        } else {
+            unpack_e4m3(packed[i], words[i][0], words[i][1]);
+        }
     }
 }
 
@@ -98,6 +140,18 @@ __device__ __forceinline__ void store_two(float* to, float x, float y) {
     *reinterpret_cast<double*>(to) = __hiloint2double(__float_as_int(y), __float_as_int(x));
 }
 
+// y = x_scale · scales · y, of eight features.
+__device__ __forceinline__ void scale_sums(float (&y)[8], float x_scale, uint64_t scales, int feature, int count) {
+    Eight<float> values;
+    if (count == 8) {
+        values = load_eight<true>(global<const float>(scales) + feature, count);
+    } else {
+        values = load_eight<false>(global<const float>(scales) + feature, count);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) y[i] = scaled(y[i], x_scale, __uint_as_float(values.words[i]));
+}
+
 template <typename T> __device__ __forceinline__ void add_bias(float (&y)[8], uint64_t bias, int feature, int count) {
     if (bias == 0) return;
     float values[8];
@@ -106,9 +160,16 @@ template <typename T> __device__ __forceinline__ void add_bias(float (&y)[8], ui
     for (int i = 0; i < 8; i++) y[i] += values[i];
 }
 
-template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void linear(const WlLinear& p) {
+template <typename T, typename E, int ROWS, bool WHOLE> __device__ __forceinline__ void linear(const WlLinear& p) {
+    constexpr bool FP8 = sizeof(E) == 1;
     constexpr int ROW_TILES = ROWS / 16;
     constexpr int TILE = X_ELEMENTS / ROWS;
+    // Weights of a lane's load, k of a quad's, and the mma that they are for. A turn is the loads in flight.
+    constexpr int LOAD = 16 / sizeof(E), QUAD = 4 * LOAD, MMAS = QUAD / 16;
+    constexpr int AHEAD = TILE / QUAD < 4 ? TILE / QUAD : 4;
+    constexpr int TURN = QUAD * AHEAD;
+    static_assert(TILE % TURN == 0 && TURN % (2 * K_BLOCK) == 0, "tiles are whole turns, those of even k-blocks");
+    static_assert(WL_LINEAR_SEGMENT_STEP % QUAD == 0, "segments are whole loads");
     constexpr int X_BYTES = 2 * X_ELEMENTS * 2, Y_BYTES = ROWS * Y_PITCH * 4;
     __shared__ __align__(16) unsigned char shared[X_BYTES > Y_BYTES ? X_BYTES : Y_BYTES];
     __shared__ float inverse[ROWS];
@@ -145,14 +206,14 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
     const int end = min(p.inputs, begin + p.segment_length);
 
     // The first turn of weights is under way before anything else.
-    const T* const weight_a = global<const T>(a.weight) + feature_a * a.stride + begin + 8 * t;
-    const T* const weight_b = global<const T>(b.weight) + feature_b * b.stride + begin + 8 * t;
-    const int count_a = feature_a < a.features ? end - begin - 8 * t : 0;
-    const int count_b = feature_b < a.features ? end - begin - 8 * t : 0;
+    const E* const weight_a = global<const E>(a.weight) + feature_a * a.stride + begin + LOAD * t;
+    const E* const weight_b = global<const E>(b.weight) + feature_b * b.stride + begin + LOAD * t;
+    const int count_a = feature_a < a.features ? end - begin - LOAD * t : 0;
+    const int count_b = feature_b < a.features ? end - begin - LOAD * t : 0;
     uint4 w[AHEAD][2];
     auto load = [&](int j, int k) {
-        w[j][0] = load_weights<T, WHOLE>(weight_a + k + K_BLOCK * j, count_a - k - K_BLOCK * j);
-        w[j][1] = load_weights<T, WHOLE>(weight_b + k + K_BLOCK * j, count_b - k - K_BLOCK * j);
+        w[j][0] = load_weights<E, WHOLE>(weight_a + k + QUAD * j, count_a - k - QUAD * j);
+        w[j][1] = load_weights<E, WHOLE>(weight_b + k + QUAD * j, count_b - k - QUAD * j);
     };
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) load(j, 0);
@@ -164,8 +225,9 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
         const int x = x_pair + i * PAIR_STEP;
         return x / 8 * 16 + x % 8 + 8 * half;
     };
-    const T* const x = global<const T>(p.x) + 8 * x_column;
-    Eight<T> x_next[X_PAIRS][2], norm_next;
+    const E* const x = global<const E>(p.x) + 8 * x_column;
+    Eight<E> x_next[X_PAIRS][2];
+    Eight<T> norm_next;
     auto fetch = [&](int k) {
         const int count = end - k - 8 * x_column;
 #pragma unroll
@@ -178,7 +240,7 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
             }
         }
         norm_next = {};
-        if (p.norm && x_row(0, 0) < p.rows && count > 0) {
+        if (!FP8 && p.norm && x_row(0, 0) < p.rows && count > 0) {
             norm_next = load_eight<WHOLE>(global<const T>(p.norm) + k + 8 * x_column, count);
         }
     };
@@ -190,26 +252,31 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = x_row(i, half);
-                if (p.norm && row < p.rows) {
-                    float values[8];
-                    x_next[i][half].unpack_to(values);
+                if constexpr (!FP8) {
+                    if (p.norm && row < p.rows) {
+                        float values[8];
+                        x_next[i][half].unpack_to(values);
 #pragma unroll
-                    for (int j = 0; j < 8; j++) values[j] = rounded<T>(values[j] * inverse[row]) * scale[j];
-                    x_next[i][half].pack_from(values);
+                        for (int j = 0; j < 8; j++) values[j] = rounded<T>(values[j] * inverse[row]) * scale[j];
+                        x_next[i][half].pack_from(values);
+                    }
                 }
             }
             const int row = x_row(i, 0);
-            const auto& low = x_next[i][0].words;
-            const auto& high = x_next[i][1].words;
+            uint32_t low[4], high[4];
+            operands(low, x_next[i][0]);
+            operands(high, x_next[i][1]);
+            // The lane and the k-block of these eight k.
+            const int x_lane = row % 8 * 4 + (FP8 ? x_column % 8 / 2 : x_column % 4);
+            const int k_block = FP8 ? x_column / 8 * 2 + x_column % 2 : x_column / 4;
             uint4* const to = x_tiles + buffer * (X_ELEMENTS / 8);
-            const int at = row % 8 * 4 + x_column % 4;
-            to[x_place<ROWS>(row / 16, x_column / 4, 0, at)] = make_uint4(low[0], high[0], low[1], high[1]);
-            to[x_place<ROWS>(row / 16, x_column / 4, 1, at)] = make_uint4(low[2], high[2], low[3], high[3]);
+            to[x_place<ROWS>(row / 16, k_block, 0, x_lane)] = make_uint4(low[0], high[0], low[1], high[1]);
+            to[x_place<ROWS>(row / 16, k_block, 1, x_lane)] = make_uint4(low[2], high[2], low[3], high[3]);
         }
     };
 
     fetch(begin);
-    if (p.norm) {
+    if (!FP8 && p.norm) {
         const int chunks = statistics_chunks(p.inputs);
         for (int row = warp; row < p.rows; row += WARPS) {
             const float sum = row_sum(global<const float>(p.stats) + int64_t(row) * chunks, chunks);
@@ -221,8 +288,9 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
     __syncthreads();
 
     // The main loop. Per KiB of weights, a k-block of a warp: 2 loads of weights, 2 loads of x and 4 mma (16 KFLOP)
-    // for each 16 rows, and 11 others: 19 instructions at 16 rows, 24 at 32, 41 at 64. An H100's share of bandwidth
-    // brings an SM a KiB in 70 cycles, which could issue 280.
+    // for each 16 rows, and 11 others: 19 instructions at 16 rows, 24 at 32, 41 at 64. Of e4m3, half of four k-blocks:
+    // 4 loads of x and 8 mma for each 16 rows, and 7 instructions for each of 8 words to unpack it: 81, 93, 118. An
+    // H100's share of bandwidth brings an SM a KiB in 70 cycles, which could issue 280.
     float sums[ROW_TILES][2][4] = {};
     int buffer = 0;
     for (int tile = begin; tile < end; tile += TILE) {
@@ -234,17 +302,19 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
         for (int k = 0; k < stop; k += TURN) {
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
-                const uint32_t weights[2][2][2] = {{{w[j][0].x, w[j][0].y}, {w[j][0].z, w[j][0].w}},
-                                                   {{w[j][1].x, w[j][1].y}, {w[j][1].z, w[j][1].w}}};
+                uint32_t weights[2][MMAS][2];
+                operands<E>(weights[0], w[j][0]);
+                operands<E>(weights[1], w[j][1]);
 #pragma unroll
                 for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-                    for (int half = 0; half < 2; half++) {
+                    for (int i = 0; i < MMAS; i++) {
                         // k / K_BLOCK is even: which lanes swap is known here.
-                        const uint4 v = x_tile[k / K_BLOCK * 64 + x_place<ROWS>(m, j, half, lane)];
+                        const int place = x_place<ROWS>(m, j * (MMAS / 2) + i / 2, i % 2, lane);
+                        const uint4 v = x_tile[k / K_BLOCK * 64 + place];
                         const uint32_t rows[4] = {v.x, v.y, v.z, v.w};
-                        mma<T>(sums[m][0], rows, weights[0][half]);
-                        mma<T>(sums[m][1], rows, weights[1][half]);
+                        mma<Operand<T, E>>(sums[m][0], rows, weights[0][i]);
+                        mma<Operand<T, E>>(sums[m][1], rows, weights[1][i]);
                     }
                 }
                 load(j, tile - begin + k + TURN);
@@ -312,6 +382,10 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
             float* const out = global<float>(p.out) + row * p.out_stride + a.column + first;
             for (int column = lane; column < min(FEATURES, a.features - first); column += 32) {
                 float y = y_tile[row * Y_PITCH + column];
+                if (FP8) {
+                    const float scale = global<const float>(a.scales)[first + column];
+                    y = scaled(y, global<const float>(p.x_scales)[row], scale);
+                }
                 if (a.bias) y += to_float(global<const T>(a.bias)[first + column]);
                 out[column] = y;
             }
@@ -328,11 +402,14 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
         float y[8] = {};
         if (count > 0) {
             const float* const sum = y_tile + row * Y_PITCH + column;
+            const float x_scale = FP8 ? global<const float>(p.x_scales)[row] : 0;
             load_sums(y, sum);
+            if (FP8) scale_sums(y, x_scale, a.scales, feature, count);
             add_bias<T>(y, a.bias, feature, count);
             if (pair) {
                 float up[8];
                 load_sums(up, sum + FEATURES / 2);
+                if (FP8) scale_sums(up, x_scale, b.scales, feature, count);
                 add_bias<T>(up, b.bias, feature, count);
 #pragma unroll
                 for (int i = 0; i < 8; i++) y[i] = silu_times(y[i], up[i]);
@@ -371,16 +448,17 @@ template <typename T, int ROWS, bool WHOLE> __device__ __forceinline__ void line
 
 }  // namespace wl
 
-#define WL_ENTRY(T, NAME, ROWS, WHOLE)                                                       \
+#define WL_ENTRY(T, E, NAME, ROWS, WHOLE)                                                    \
     extern "C" __global__ void __launch_bounds__(wl::THREADS, WHOLE ? 2 : 1) NAME(           \
         const __grid_constant__ WlLinear p) {                                                \
-        wl::linear<wl::T, ROWS, WHOLE>(p);                                                   \
+        wl::linear<wl::T, wl::E, ROWS, WHOLE>(p);                                            \
     }
-WL_ENTRY(bf16, wl_linear_bf16_16, 16, true)
-WL_ENTRY(bf16, wl_linear_bf16_32, 32, true)
-WL_ENTRY(bf16, wl_linear_bf16_64, 64, true)
-WL_ENTRY(bf16, wl_linear_bf16_any, 64, false)
-WL_ENTRY(f16, wl_linear_f16_16, 16, true)
-WL_ENTRY(f16, wl_linear_f16_32, 32, true)
-WL_ENTRY(f16, wl_linear_f16_64, 64, true)
-WL_ENTRY(f16, wl_linear_f16_any, 64, false)
+#define WL_ENTRIES(T, E, NAME)           \
+    WL_ENTRY(T, E, NAME##_16, 16, true)  \
+    WL_ENTRY(T, E, NAME##_32, 32, true)  \
+    WL_ENTRY(T, E, NAME##_64, 64, true)  \
+    WL_ENTRY(T, E, NAME##_any, 64, false)
+WL_ENTRIES(bf16, bf16, wl_linear_bf16)
+WL_ENTRIES(f16, f16, wl_linear_f16)
+WL_ENTRIES(bf16, e4m3, wl_linear_bf16_e4m3)
+WL_ENTRIES(f16, e4m3, wl_linear_f16_e4m3)

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
     params::{
-        WL_LINEAR_ADD, WL_LINEAR_FEATURES, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP, WL_LINEAR_SEGMENTS,
-        WL_LINEAR_STORE, WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_LINEAR_THREADS, WL_LINEAR_TICKETS,
-        WL_VERSION, WlLinear, WlProjection,
+        WL_E4M3, WL_LINEAR_ADD, WL_LINEAR_FEATURES, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP,
+        WL_LINEAR_SEGMENTS, WL_LINEAR_STORE, WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_LINEAR_THREADS,
+        WL_LINEAR_TICKETS, WL_VERSION, WlLinear, WlProjection,
     },
 };
 use crate::{
@@ -19,8 +19,9 @@ use crate::{
 ///
 /// A row's bits depend on its own numbers and on the shapes of the weights, and on nothing else.
 pub struct Linear {
-    /// For up to 16, 32 and 64 rows, and for rows of weights or x that begin anywhere.
-    functions: Half<[Handle; 4]>,
+    /// By type of x and weights, T or e4m3: for up to 16, 32 and 64 rows, and for rows of weights or x that begin
+    /// anywhere.
+    functions: [Half<[Handle; 4]>; 2],
 }
 
 /// What [`Linear::launch`] takes.
@@ -32,9 +33,12 @@ pub struct LinearArgs<'b> {
     pub rows: usize,
     /// Features of a row of x.
     pub inputs: usize,
-    /// `[rows, inputs]`.
+    /// `[rows, inputs]`, of e4m3 if there are `x_scales`.
     pub x: Rows<'b>,
-    /// RMSNorm of x before the product.
+    /// f32 `[rows]`: x and the weights are e4m3 with a scale for each row, as
+    /// [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes them. Sums are multiplied by the product of the two scales.
+    pub x_scales: Option<View<'b>>,
+    /// RMSNorm of x before the product; not with `x_scales`.
     pub norm: Option<LinearNorm<'b>>,
     /// Up to three matrices, whose outputs lie side by side.
     pub projections: [Option<LinearProjection<'b>>; 3],
@@ -63,6 +67,8 @@ pub struct LinearNorm<'b> {
 pub struct LinearProjection<'b> {
     /// `[features, inputs]`.
     pub weight: Rows<'b>,
+    /// f32 `[features]`, of e4m3 weights.
+    pub scales: Option<View<'b>>,
     /// `[features]`.
     pub bias: Option<View<'b>>,
     /// Number of outputs.
@@ -93,17 +99,18 @@ struct Cut {
 }
 
 impl Cut {
-    /// A function of the weights' shapes alone, for the order of every sum follows from it.
+    /// A function of the weights' shapes and type alone, for the order of every sum follows from it; `size` is that of
+    /// a weight in bytes.
     ///
-    /// A segment costs rows · 1 KiB of partial sums, written and read, for 256 B · k of weights. So segments are
-    /// 1024 long and more, and as many as make 256 CTAs; matrices that are too small for 128 CTAs of those take
-    /// segments of 512.
-    fn of(blocks: usize, inputs: usize) -> Cut {
+    /// A segment costs rows · 1 KiB of partial sums, written and read, for 128 B · size · k of weights. So segments are
+    /// 2 KiB of a feature's weights and more, and as many as make 256 CTAs; matrices that are too small for 128 CTAs of
+    /// those take segments of 1 KiB.
+    fn of(blocks: usize, inputs: usize, size: usize) -> Cut {
         let (blocks, inputs) = (blocks.max(1), inputs.max(1));
         let most = WL_LINEAR_SEGMENTS as usize;
-        let mut segments = (256 / blocks).min(inputs / 1024).clamp(1, most);
+        let mut segments = (256 / blocks).min(inputs * size / 2048).clamp(1, most);
         if segments * blocks < 128 {
-            segments = 128usize.div_ceil(blocks).min(inputs / 512).clamp(segments, most);
+            segments = 128usize.div_ceil(blocks).min(inputs * size / 1024).clamp(segments, most);
         }
         let length = inputs.div_ceil(segments).next_multiple_of(WL_LINEAR_SEGMENT_STEP as usize);
         // Rounded up, fewer of them may do.
@@ -126,13 +133,19 @@ impl LinearArgs<'_> {
             LinearEpilogue::SwiGlu => features.max().unwrap_or(0).div_ceil(block / 2),
             _ => features.map(|features| features.div_ceil(block)).fold(0, usize::saturating_add),
         };
-        Cut::of(blocks, self.inputs.min(MOST))
+        Cut::of(blocks, self.inputs.min(MOST), self.size())
+    }
+
+    /// Bytes of an element of x and of the weights.
+    fn size(&self) -> usize {
+        if self.x_scales.is_some() { 1 } else { self.dtype.size() }
     }
 
     /// Which of the functions.
     fn variant(&self) -> usize {
-        let whole = |rows: &Rows, count: usize| count <= 1 || rows.stride.is_multiple_of(8);
-        let all_whole = self.inputs.is_multiple_of(8)
+        let whole_vectors = |elements: usize| (elements * self.size()).is_multiple_of(16);
+        let whole = |rows: &Rows, count: usize| count <= 1 || whole_vectors(rows.stride);
+        let all_whole = whole_vectors(self.inputs)
             && whole(&self.x, self.rows)
             && self.projections.iter().flatten().all(|p| whole(&p.weight, p.features));
         match self.rows {
@@ -157,11 +170,13 @@ impl Linear {
     /// [`Error::Device`](crate::Error::Device).
     pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
         let module = Module::load(driver, "linear")?;
-        let functions = Half::load(|dtype| {
-            let load = |rows: &str| module.function(&format!("wl_linear_{dtype}_{rows}"));
-            Ok([load("16")?, load("32")?, load("64")?, load("any")?])
-        })?;
-        Ok(Linear { functions })
+        let load = |kind: &str| {
+            Half::load(|dtype| {
+                let load = |rows: &str| module.function(&format!("wl_linear_{dtype}{kind}_{rows}"));
+                Ok([load("16")?, load("32")?, load("64")?, load("any")?])
+            })
+        };
+        Ok(Linear { functions: [load("")?, load("_e4m3")?] })
     }
 
     /// Bytes of scratch that a launch with these arguments needs: none, or up to 8 MiB and 512 B.
@@ -180,25 +195,31 @@ impl Linear {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: LinearArgs, scratch: ViewMut) -> Result<()> {
         let LinearArgs { dtype, rows, inputs, epilogue, .. } = args;
-        let functions = self.functions.of(dtype)?;
-        let size = dtype.size();
+        let fp8 = args.x_scales.is_some();
+        let functions = self.functions[usize::from(fp8)].of(dtype)?;
         let mut p = WlLinear {
             version: WL_VERSION,
             type_: dtype.code(),
-            weight_type: dtype.code(),
+            weight_type: if fp8 { WL_E4M3 } else { dtype.code() },
             epilogue: epilogue.code(),
             rows: Check::of("rows").count(rows, 0..=WL_LINEAR_ROWS as usize)?,
             inputs: Check::of("inputs").count(inputs, 1..=MOST)?,
             ..WlLinear::default()
         };
-        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, size)?;
+        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, args.size())?;
+        if let Some(scales) = args.x_scales {
+            p.x_scales = Check::of("x_scales").view(scales, rows, 4)?;
+        }
         if let Some(norm) = &args.norm {
+            if fp8 {
+                return Check::of("norm").refuse("of x in e4m3; supported are bf16 and f16".to_string());
+            }
             let eps = norm.eps;
             if !(eps >= 0.0 && eps.is_finite()) {
                 return Check::of("eps").refuse(format!("{eps}; supported are finite numbers from 0"));
             }
             p.eps = eps;
-            p.norm = Check::of("norm weight").view(norm.weight, inputs, size)?;
+            p.norm = Check::of("norm weight").view(norm.weight, inputs, dtype.size())?;
             p.stats = Check::of("stats").floats(
                 norm.stats.address(),
                 norm.stats.bytes(),
@@ -206,7 +227,7 @@ impl Linear {
             )?;
         }
         let width = self.check_projections(&args, &mut p)?;
-        let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { size };
+        let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { dtype.size() };
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
         if let Some(stats) = &args.out_stats {
             let check = Check::of("out_stats");
@@ -227,8 +248,8 @@ impl Linear {
             block: [WL_LINEAR_THREADS, 1, 1],
             ..Launch::new(bytemuck::bytes_of(&p))
         };
-        // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, out and statistics, the
-        // projections' features, and the scratch.
+        // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and
+        // statistics, the projections' features, and the scratch.
         unsafe { stream.launch(functions[args.variant()], &launch) }
     }
 
@@ -247,15 +268,30 @@ impl Linear {
         for (i, projection) in given().enumerate() {
             let LinearProjection { features, column, .. } = *projection;
             let (weight, stride) =
-                Check::of("weight").rows(&projection.weight, features, inputs, dtype.size())?;
+                Check::of("weight").rows(&projection.weight, features, inputs, args.size())?;
             let bias = match projection.bias {
                 Some(bias) => Check::of("bias").view(bias, features, dtype.size())?,
                 None => 0,
             };
+            let scales = match (projection.scales, args.x_scales) {
+                (None, None) => 0,
+                // In vectors of 16 bytes.
+                (Some(scales), Some(_)) if !scales.address().is_multiple_of(16) => {
+                    return Check::of("scales")
+                        .refuse(format!("address {:#x} is not a multiple of 16 bytes", scales.address()));
+                }
+                (Some(scales), Some(_)) => Check::of("scales").view(scales, features, 4)?,
+                (Some(_), None) => {
+                    return Check::of("scales").refuse("of weights without those of x".to_string());
+                }
+                (None, Some(_)) => {
+                    return Check::of("scales").refuse("none of weights with those of x".to_string());
+                }
+            };
             p.projection[i] = WlProjection {
                 weight,
                 bias,
-                scales: 0,
+                scales,
                 stride,
                 features: Check::of("features").count(features, 1..=MOST)?,
                 column: Check::of("column").count(column, 0..=MOST)?,
@@ -308,35 +344,39 @@ mod tests {
     fn no_segment_is_empty() {
         for blocks in [1, 2, 3, 16, 24, 32, 48, 64, 85, 86, 127, 128, 129, 224, 1002] {
             for inputs in (1..20_000).step_by(61).chain([512, 1024, 2048, 4096, 14336, MOST]) {
-                let Cut { segments, length, .. } = Cut::of(blocks, inputs);
-                assert!(
-                    (1..=WL_LINEAR_SEGMENTS as usize).contains(&segments),
-                    "{blocks}, {inputs}: {segments}"
-                );
-                assert!(
-                    (segments - 1) * length < inputs && inputs <= segments * length,
-                    "{blocks}, {inputs}"
-                );
-                assert!(
-                    segments == 1 || (blocks <= WL_LINEAR_TICKETS as usize && length >= 512),
-                    "{blocks}, {inputs}"
-                );
+                for size in [1, 2] {
+                    let Cut { segments, length, .. } = Cut::of(blocks, inputs, size);
+                    assert!(
+                        (1..=WL_LINEAR_SEGMENTS as usize).contains(&segments),
+                        "{blocks}, {inputs}: {segments}"
+                    );
+                    assert!(
+                        (segments - 1) * length < inputs && inputs <= segments * length,
+                        "{blocks}, {inputs}"
+                    );
+                    assert!(
+                        segments == 1 || (blocks <= WL_LINEAR_TICKETS as usize && size * length >= 1024),
+                        "{blocks}, {inputs}"
+                    );
+                }
             }
         }
     }
 
-    /// Llama 3 8B: q, k, v; output; gate and up; down; head. Llama 3.2 1B: q, k, v.
+    /// Llama 3 8B: q, k, v; output; gate and up; down; head. Llama 3.2 1B: q, k, v. In e4m3, of 8B: gate and up; down.
     #[test]
     fn llama_shapes_fill_an_h100() {
-        let cut = |blocks, inputs| {
-            let cut = Cut::of(blocks, inputs);
+        let cut = |blocks, inputs, size| {
+            let cut = Cut::of(blocks, inputs, size);
             (cut.segments, cut.length)
         };
-        assert_eq!(cut(48, 4096), (4, 1024));
-        assert_eq!(cut(32, 4096), (4, 1024));
-        assert_eq!(cut(224, 4096), (1, 4096));
-        assert_eq!(cut(32, 14336), (8, 1792));
-        assert_eq!(cut(1002, 4096), (1, 4096));
-        assert_eq!(cut(24, 2048), (4, 512));
+        assert_eq!(cut(48, 4096, 2), (4, 1024));
+        assert_eq!(cut(32, 4096, 2), (4, 1024));
+        assert_eq!(cut(224, 4096, 2), (1, 4096));
+        assert_eq!(cut(32, 14336, 2), (8, 1792));
+        assert_eq!(cut(1002, 4096, 2), (1, 4096));
+        assert_eq!(cut(24, 2048, 2), (4, 512));
+        assert_eq!(cut(224, 4096, 1), (1, 4096));
+        assert_eq!(cut(32, 14336, 1), (7, 2048));
     }
 }

@@ -723,11 +723,11 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlProjection {
-    /// W \[features, inputs\]
+    /// E \[features, inputs\]
     pub weight: u64,
     /// T \[features\], or 0
     pub bias: u64,
-    /// 0; of 8-bit weights later
+    /// f32 \[features\] of e4m3 weights, at a multiple of 16 bytes; or 0
     pub scales: u64,
     /// elements from feature to feature of weight
     pub stride: i64,
@@ -747,13 +747,15 @@ const _: () = {
     ["Offset of field: WlProjection::features"][::std::mem::offset_of!(WlProjection, features) - 32usize];
     ["Offset of field: WlProjection::column"][::std::mem::offset_of!(WlProjection, column) - 36usize];
 };
+/** Of e4m3, y = x_scales\[r\] * scales\[n\] * (x W^T) + bias, multiplied from left to right. The codes 0x7f and 0xff, NaN,
+are not made by quantize_fp8_rows, and count as 480 and -480.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlLinear {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// W: type; no entry has another so far
+    /// E: type, or WL_E4M3; that of the entry
     pub weight_type: u32,
     /// WL_LINEAR_STORE ..
     pub epilogue: u32,
@@ -769,9 +771,11 @@ pub struct WlLinear {
     pub segment_length: i32,
     /// of the norm
     pub eps: f32,
-    /// T \[rows, inputs\]
+    /// E \[rows, inputs\]
     pub x: u64,
-    /// T \[inputs\]: x is normalised first, with this weight; or 0
+    /// f32 \[rows\] with E = e4m3; 0
+    pub x_scales: u64,
+    /// T \[inputs\]: x is normalised first, with this weight; or 0, as with E = e4m3
     pub norm: u64,
     /// f32 \[rows, ceil(inputs / 64)\]: sums of squares of x (row_statistics.cuh); 0 without norm
     pub stats: u64,
@@ -789,7 +793,7 @@ pub struct WlLinear {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 224usize];
+    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 232usize];
     ["Alignment of WlLinear"][::std::mem::align_of::<WlLinear>() - 8usize];
     ["Offset of field: WlLinear::version"][::std::mem::offset_of!(WlLinear, version) - 0usize];
     ["Offset of field: WlLinear::type_"][::std::mem::offset_of!(WlLinear, type_) - 4usize];
@@ -802,14 +806,15 @@ const _: () = {
     ["Offset of field: WlLinear::segment_length"][::std::mem::offset_of!(WlLinear, segment_length) - 32usize];
     ["Offset of field: WlLinear::eps"][::std::mem::offset_of!(WlLinear, eps) - 36usize];
     ["Offset of field: WlLinear::x"][::std::mem::offset_of!(WlLinear, x) - 40usize];
-    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 48usize];
-    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 56usize];
-    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 64usize];
-    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 72usize];
-    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 80usize];
-    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 88usize];
-    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 96usize];
-    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 104usize];
+    ["Offset of field: WlLinear::x_scales"][::std::mem::offset_of!(WlLinear, x_scales) - 48usize];
+    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 56usize];
+    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 64usize];
+    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 72usize];
+    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 80usize];
+    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 88usize];
+    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 96usize];
+    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 104usize];
+    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 112usize];
 };
 /** y = x W^T + bias in f32; the epilogues are those of wl_linear.h. Of e4m3, y = x_scales\[r\] * scales\[n\] * (x W^T) +
 bias, multiplied from left to right. The codes 0x7f and 0xff, NaN, are not made by quantize_fp8_rows, and

@@ -5,12 +5,17 @@ use warploom::{
     kernels::{Dtype, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, RmsNormArgs, Rows, RowsMut},
 };
 
-use super::harness::{Random, Rig, assert_as_exact_as_naive, encode, numbers, rig, rigs, round};
+use super::{
+    harness::{Random, Rig, assert_as_exact_as_naive, encode, numbers, rig, rigs, round},
+    quantize_fp8_rows::{from_e4m3, to_e4m3},
+};
 
 /// One launch: shapes and what was in memory.
 #[derive(Clone)]
 struct Case {
     dtype: Dtype,
+    /// x and weights of e4m3.
+    fp8: bool,
     rows: usize,
     inputs: usize,
     epilogue: LinearEpilogue,
@@ -19,6 +24,7 @@ struct Case {
     /// Of all weights.
     stride: usize,
     x: Vec<f64>,
+    x_scales: Vec<f32>,
     norm: Option<Vec<f64>>,
     parts: Vec<Part>,
     /// What out holds before.
@@ -30,6 +36,7 @@ struct Part {
     features: usize,
     column: usize,
     weight: Vec<f64>,
+    scales: Vec<f32>,
     bias: Option<Vec<f64>>,
 }
 
@@ -51,18 +58,24 @@ fn matrix(
     width: usize,
     stride: usize,
     scale: f64,
-    dtype: Dtype,
+    round: impl Fn(f64) -> f64,
 ) -> Vec<f64> {
-    let mut x = vec![f64::NAN; rows * stride + 8];
+    let mut x = vec![f64::NAN; rows * stride + 16];
     for row in 0..rows {
-        x[row * stride..][..width].copy_from_slice(&random.normals(width, scale, dtype));
+        x[row * stride..][..width].fill_with(|| round(random.normal() * scale));
     }
     x
+}
+
+/// Numbers as codes; NaN as the code that counts as 480.
+fn codes(x: &[f64]) -> Vec<u8> {
+    x.iter().map(|x| if x.is_nan() { 0x7f } else { to_e4m3(*x) }).collect()
 }
 
 /// What makes a case, other than its numbers.
 struct Shape<'s> {
     dtype: Dtype,
+    fp8: bool,
     rows: usize,
     inputs: usize,
     features: &'s [usize],
@@ -75,11 +88,18 @@ struct Shape<'s> {
 
 impl Shape<'_> {
     fn fill(&self, random: &mut Random) -> Case {
-        let &Shape { dtype, rows, inputs, features, epilogue, norm, bias, gaps } = self;
+        let &Shape { dtype, fp8, rows, inputs, features, epilogue, norm, bias, gaps } = self;
         let swiglu = epilogue == LinearEpilogue::SwiGlu;
         let width = if swiglu { features[0] } else { features.iter().sum() };
         let (x_stride, stride, out_stride) = (inputs + gaps[0], inputs + gaps[1], width + gaps[2]);
-        let scale = 2.0 / (inputs as f64).sqrt();
+        let number = |x: f64| if fp8 { from_e4m3(to_e4m3(x)) } else { round(x, dtype) };
+        // Codes of all sizes, subnormals among them, where scales do the rest: they bring sums to about 1.
+        let x_size = if fp8 { 0.5 } else { 1.0 };
+        let w_size = if fp8 { 30.0 } else { 2.0 / (inputs as f64).sqrt() };
+        let scales = |random: &mut Random, count: usize, size: f64| -> Vec<f32> {
+            let scales = (0..count).map(|_| (random.uniform() + 0.5) as f32 / size as f32);
+            if fp8 { scales.chain([f32::NAN; 4]).collect() } else { vec![] }
+        };
         // The projections lie in the order last, first, second … to tell columns from indices.
         let mut column = 0;
         let mut parts: Vec<Part> = vec![];
@@ -89,7 +109,8 @@ impl Shape<'_> {
                 Part {
                     features: features[i],
                     column,
-                    weight: matrix(random, features[i], inputs, stride, scale, dtype),
+                    weight: matrix(random, features[i], inputs, stride, w_size, number),
+                    scales: scales(random, features[i], w_size * (inputs as f64).sqrt() / 2.0),
                     bias: bias.then(|| [random.normals(features[i], 1.0, dtype), vec![f64::NAN; 8]].concat()),
                 },
             );
@@ -99,22 +120,24 @@ impl Shape<'_> {
         }
         Case {
             dtype,
+            fp8,
             rows,
             inputs,
             epilogue,
             x_stride,
             out_stride,
             stride,
-            x: matrix(random, rows, inputs, x_stride, if norm { 30.0 } else { 1.0 }, dtype),
+            x: matrix(random, rows, inputs, x_stride, if norm { 30.0 } else { x_size }, number),
+            x_scales: scales(random, rows, x_size),
             norm: norm.then(|| [random.normals(inputs, 1.0, dtype), vec![f64::NAN; 8]].concat()),
             parts,
-            out: matrix(random, rows, width, out_stride, 1.0, dtype),
+            out: matrix(random, rows, width, out_stride, 1.0, |x| round(x, dtype)),
         }
     }
 }
 
 impl<'s> Shape<'s> {
-    /// Without gaps, norm and bias.
+    /// Without gaps, norm and bias, and not of e4m3.
     fn plain(
         dtype: Dtype,
         rows: usize,
@@ -122,7 +145,8 @@ impl<'s> Shape<'s> {
         features: &'s [usize],
         epilogue: LinearEpilogue,
     ) -> Self {
-        Shape { dtype, rows, inputs, features, epilogue, norm: false, bias: false, gaps: [0; 3] }
+        let fp8 = false;
+        Shape { dtype, fp8, rows, inputs, features, epilogue, norm: false, bias: false, gaps: [0; 3] }
     }
 }
 
@@ -156,14 +180,18 @@ impl Case {
 
     /// Launches `times`, with the scratch as the launch before left it.
     fn repeat(&self, rig: &Rig, times: usize) -> Vec<Run> {
-        let Case { dtype, rows, inputs, epilogue, .. } = *self;
+        let Case { dtype, fp8, rows, inputs, epilogue, .. } = *self;
         let upload = |x: &Vec<f64>| rig.upload(&encode(x, dtype));
-        let x = upload(&self.x);
+        let upload_factor = |x: &Vec<f64>| if fp8 { rig.upload(&codes(x)) } else { upload(x) };
+        let (x, x_scales) = (upload_factor(&self.x), rig.upload(&self.x_scales));
         let norm = self.norm.as_ref().map(&upload);
         let stats: Vec<f32> = (0..rows).flat_map(|row| statistics(self.x_row(row))).collect();
         let stats = rig.upload(&stats);
-        let parts: Vec<(Buffer, Option<Buffer>)> =
-            self.parts.iter().map(|p| (upload(&p.weight), p.bias.as_ref().map(&upload))).collect();
+        let parts: Vec<(Buffer, Buffer, Option<Buffer>)> = self
+            .parts
+            .iter()
+            .map(|p| (upload_factor(&p.weight), rig.upload(&p.scales), p.bias.as_ref().map(&upload)))
+            .collect();
         let mut scratch: Option<Buffer> = None;
         let mut runs = vec![];
         for _ in 0..times {
@@ -173,9 +201,12 @@ impl Case {
             };
             let mut out_stats = rig.poisoned(rows * self.width().div_ceil(64), Dtype::F32);
             let mut projections = [None; 3];
-            for (to, (part, (weight, bias))) in projections.iter_mut().zip(self.parts.iter().zip(&parts)) {
+            for (to, (part, (weight, scales, bias))) in
+                projections.iter_mut().zip(self.parts.iter().zip(&parts))
+            {
                 *to = Some(LinearProjection {
                     weight: Rows { view: weight.view(), stride: self.stride },
+                    scales: fp8.then(|| scales.view()),
                     bias: bias.as_ref().map(Buffer::view),
                     features: part.features,
                     column: part.column,
@@ -186,6 +217,7 @@ impl Case {
                 rows,
                 inputs,
                 x: Rows { view: x.view(), stride: self.x_stride },
+                x_scales: fp8.then(|| x_scales.view()),
                 norm: norm.as_ref().map(|w| LinearNorm { weight: w.view(), eps: EPS, stats: stats.view() }),
                 projections,
                 epilogue,
@@ -227,7 +259,10 @@ impl Case {
         }
         let at = |part: &Part, n: usize, x: &[f64]| -> f64 {
             let w = &part.weight[n * self.stride..][..self.inputs];
-            x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + part.bias.as_ref().map_or(0.0, |b| b[n])
+            let sum = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+            let scale =
+                if self.fp8 { f64::from(self.x_scales[row]) * f64::from(part.scales[n]) } else { 1.0 };
+            sum * scale + part.bias.as_ref().map_or(0.0, |b| b[n])
         };
         let silu = |x: f64| x / (1.0 + (-x).exp());
         let (mut want, mut rough) = (vec![0.0; self.width()], vec![0.0; self.width()]);
@@ -258,9 +293,10 @@ impl Case {
         let run = self.run(rig);
         let features: Vec<usize> = self.parts.iter().map(|p| p.features).collect();
         let what = format!(
-            "{} {:?} {} rows, {features:?} × {}, {:?}{}",
+            "{} {:?}{} {} rows, {features:?} × {}, {:?}{}",
             rig.name,
             self.dtype,
+            if self.fp8 { " e4m3" } else { "" },
             self.rows,
             self.inputs,
             self.epilogue,
@@ -271,6 +307,7 @@ impl Case {
         let stats = numbers(&run.stats, Dtype::F32);
         let (mut got, mut want, mut naive) = (vec![], vec![], vec![]);
         for (row, out) in out.chunks(self.out_stride).take(self.rows).enumerate() {
+            assert!(out[..width].iter().all(|x| !x.is_nan()), "{what}: row {row} has a NaN");
             got.extend_from_slice(&out[..width]);
             assert!(out[width..].iter().all(|x| x.is_nan()), "{what}: row {row} wrote past its end");
             let (exact, rough) = self.expect(row);
@@ -323,26 +360,117 @@ fn any_shape() {
         (4, 14336, &[16], StoreF32, false, false, [0; 3]),
     ];
     for (i, &(rows, inputs, features, epilogue, norm, bias, gaps)) in named.iter().enumerate() {
-        let dtype = TYPES[i % 2];
-        let case = Shape { dtype, rows, inputs, features, epilogue, norm, bias, gaps }.fill(&mut random);
+        let (dtype, fp8) = (TYPES[i % 2], false);
+        let case = Shape { dtype, fp8, rows, inputs, features, epilogue, norm, bias, gaps }.fill(&mut random);
         rigs.iter().for_each(|rig| case.check(rig));
     }
     for _ in 0..24 {
-        let epilogue = random.pick(&[Store, StoreF32, Add, SwiGlu]);
-        let n = random.range(1, 300);
-        let features = match epilogue {
-            Add => vec![n],
-            SwiGlu => vec![n, n],
-            _ => (0..random.range(1, 3)).map(|_| random.range(1, 200)).collect(),
+        let rig = random.one_of(&rigs);
+        random_shape(&mut random, false, rig);
+    }
+}
+
+fn random_shape(random: &mut Random, fp8: bool, rig: &Rig) {
+    let epilogue = random.pick(&[Store, StoreF32, Add, SwiGlu]);
+    let n = random.range(1, 300);
+    let features = match epilogue {
+        Add => vec![n],
+        SwiGlu => vec![n, n],
+        _ => (0..random.range(1, 3)).map(|_| random.range(1, 200)).collect(),
+    };
+    let n = features.iter().sum::<usize>();
+    // Elements of 16 bytes, twice of three times one: rows that begin anywhere.
+    let vector = if fp8 { 16 } else { 8 };
+    let vector = random.pick(&[1, 1, vector]);
+    let inputs = random.range(1, 1500 / vector) * vector;
+    let gaps = [0, 1, 2].map(|_| random.range(0, 2) * vector);
+    let (rows, dtype) = (random.range(64usize.div_ceil(n), 64), random.pick(&TYPES));
+    let (norm, bias) = (!fp8 && random.pick(&[true, false]), random.pick(&[true, false]));
+    let shape = Shape { dtype, fp8, rows, inputs, features: &features, epilogue, norm, bias, gaps };
+    shape.fill(random).check(rig);
+}
+
+#[test]
+fn any_shape_of_e4m3() {
+    let mut random = Random::new("linear e4m3 shapes");
+    let rigs = rigs();
+    // Rows, inputs, features, epilogue, bias, gaps.
+    type Named = (usize, usize, &'static [usize], LinearEpilogue, bool, [usize; 3]);
+    let named: &[Named] = &[
+        (1, 1, &[1], Store, false, [0; 3]),
+        (3, 15, &[7], StoreF32, true, [0; 3]),
+        (2, 16, &[9, 9], SwiGlu, true, [0, 16, 3]),
+        (17, 17, &[130], Add, true, [0; 3]),
+        (5, 63, &[129, 1, 127], Store, true, [0; 3]),
+        (8, 65, &[65, 65], SwiGlu, true, [15, 15, 1]),
+        (64, 64, &[72], Add, true, [0; 3]),
+        (31, 80, &[40], StoreF32, true, [16, 0, 5]),
+        (9, 769, &[130], Add, false, [0; 3]),
+        (33, 1040, &[24, 8], Store, false, [0; 3]),
+        (16, 2080, &[136], Add, false, [0; 3]),
+        (64, 1088, &[100, 100], SwiGlu, true, [0, 16, 16]),
+        (17, 5125, &[3], StoreF32, false, [3, 0, 1]),
+        (4, 14336, &[16], StoreF32, false, [0; 3]),
+    ];
+    for (i, &(rows, inputs, features, epilogue, bias, gaps)) in named.iter().enumerate() {
+        let (dtype, fp8, norm) = (TYPES[i % 2], true, false);
+        let case = Shape { dtype, fp8, rows, inputs, features, epilogue, norm, bias, gaps }.fill(&mut random);
+        case.check(&rigs[i % rigs.len()]);
+    }
+    for _ in 0..8 {
+        let rig = random.one_of(&rigs);
+        random_shape(&mut random, true, rig);
+    }
+}
+
+/// Products of any two codes are exact, before the scales: subnormals, the largest, and what would be NaN.
+#[test]
+fn any_code_times_any_other() {
+    let mut random = Random::new("linear codes");
+    let rig = rig();
+    let number = |code: usize| match code & 0x7f {
+        0x7f => 480.0 * if code < 0x80 { 1.0 } else { -1.0 },
+        _ => from_e4m3(code as u8),
+    };
+    let weights: Vec<u8> = (0..256).flat_map(|code| [code as u8; 64]).collect();
+    let scales: Vec<f32> = (0..256).map(|_| random.uniform() as f32 + 0.5).collect();
+    let (weights, scales_there) = (rig.upload(&weights), rig.upload(&scales));
+    for begin in [0, 64, 128, 192] {
+        // Row r has one number, at a place of its own.
+        let mut x = vec![0u8; 64 * 64];
+        for row in 0..64 {
+            x[row * 64 + (5 * row + 3) % 64] = (begin + row) as u8;
+        }
+        let x_scales: Vec<f32> = (0..64).map(|_| random.uniform() as f32 + 0.5).collect();
+        let (x, x_scales_there) = (rig.upload(&x), rig.upload(&x_scales));
+        let mut out = rig.poisoned(64 * 256, Dtype::F32);
+        let projection = LinearProjection {
+            weight: Rows { view: weights.view(), stride: 64 },
+            scales: Some(scales_there.view()),
+            bias: None,
+            features: 256,
+            column: 0,
         };
-        let n = features.iter().sum::<usize>();
-        let eights = random.pick(&[1, 1, 8]);
-        let inputs = random.range(1, 1500 / eights) * eights;
-        let gaps = [0, 1, 2].map(|_| random.range(0, 2) * eights);
-        let (rows, dtype) = (random.range(64usize.div_ceil(n), 64), random.pick(&TYPES));
-        let (norm, bias) = (random.pick(&[true, false]), random.pick(&[true, false]));
-        let shape = Shape { dtype, rows, inputs, features: &features, epilogue, norm, bias, gaps };
-        shape.fill(&mut random).check(random.one_of(&rigs));
+        let args = LinearArgs {
+            dtype: Dtype::F16,
+            rows: 64,
+            inputs: 64,
+            x: Rows { view: x.view(), stride: 64 },
+            x_scales: Some(x_scales_there.view()),
+            norm: None,
+            projections: [Some(projection), None, None],
+            epilogue: StoreF32,
+            out: RowsMut { view: out.view_mut(), stride: 256 },
+            out_stats: None,
+        };
+        let mut nothing = rig.poisoned(0, Dtype::F32);
+        rig.reports(|| rig.kernels.linear.launch(&rig.stream, args, nothing.view_mut()));
+        for (i, got) in rig.download(&out, Dtype::F32).into_iter().enumerate() {
+            let (row, code) = (i / 256, i % 256);
+            let product = (number(begin + row) * number(code)) as f32;
+            let want = x_scales[row] * scales[code] * product;
+            assert_eq!(got, f64::from(want), "code {} times {code}", begin + row);
+        }
     }
 }
 
@@ -357,6 +485,9 @@ impl Case {
         Case {
             rows,
             x: alone(&self.x, self.inputs, self.x_stride, gap),
+            x_scales: (0..if self.fp8 { rows } else { 0 })
+                .map(|other| if other == slot { self.x_scales[row] } else { f32::NAN })
+                .collect(),
             x_stride: self.x_stride + gap,
             out: alone(&self.out, self.width(), self.out_stride, 0),
             ..self.clone()
@@ -373,19 +504,24 @@ fn a_row_depends_on_itself_alone() {
         Shape { norm: true, bias: true, ..Shape::plain(Dtype::Bf16, 64, 1160, &[80], Add) },
         Shape { norm: true, ..Shape::plain(Dtype::F16, 64, 648, &[72, 72], SwiGlu) },
         Shape::plain(Dtype::Bf16, 64, 2096, &[24], StoreF32),
+        Shape { fp8: true, bias: true, ..Shape::plain(Dtype::Bf16, 64, 2064, &[80], Add) },
+        Shape { fp8: true, ..Shape::plain(Dtype::F16, 64, 336, &[72, 72], SwiGlu) },
     ];
     for shape in shapes {
         let all = shape.fill(&mut random);
         let whole = all.run(&rigs[0]);
         let row_bytes = all.out_stride * all.out_dtype().size();
         let stat_bytes = 4 * all.width().div_ceil(64);
-        for rows in [1, 2, 7, 8, 9, 16, 17, 32, 33, 64] {
+        let counts = [1, 8, 16, 17, 33, 64, 2, 7, 9, 32];
+        for rows in counts.into_iter().take(if all.fp8 { 6 } else { counts.len() }) {
             let (row, slot) = (random.range(0, 63), random.range(0, rows - 1));
             for gap in [0, 3] {
                 let rig = random.one_of(&rigs);
                 let run = all.among_nans(row, rows, slot, gap).run(rig);
-                let what =
-                    format!("{:?}: row {row} as {slot} of {rows}, gap {gap}, {}", all.epilogue, rig.name);
+                let what = format!(
+                    "{:?}, e4m3 {}: row {row} as {slot} of {rows}, gap {gap}, {}",
+                    all.epilogue, all.fp8, rig.name
+                );
                 assert_eq!(
                     run.out[slot * row_bytes..][..row_bytes],
                     whole.out[row * row_bytes..][..row_bytes],
@@ -405,13 +541,18 @@ fn a_row_depends_on_itself_alone() {
 fn the_same_launch_gives_the_same_bits() {
     let mut random = Random::new("linear repeats");
     let rigs = rigs();
-    let shape = Shape { norm: true, ..Shape::plain(Dtype::Bf16, 3, 1544, &[136], Add) };
-    let case = shape.fill(&mut random);
-    let first = case.run(&rigs[0]);
-    for rig in &rigs {
-        for run in case.repeat(rig, 34) {
-            assert_eq!((&run.out, &run.stats), (&first.out, &first.stats), "{}", rig.name);
-            assert!(run.tickets.iter().all(|b| *b == 0), "the scratch's counters are not zero again");
+    let shapes = [
+        Shape { norm: true, ..Shape::plain(Dtype::Bf16, 3, 1544, &[136], Add) },
+        Shape { fp8: true, ..Shape::plain(Dtype::F16, 3, 2064, &[72], Add) },
+    ];
+    for shape in shapes {
+        let case = shape.fill(&mut random);
+        let first = case.run(&rigs[0]);
+        for rig in &rigs {
+            for run in case.repeat(rig, 34) {
+                assert_eq!((&run.out, &run.stats), (&first.out, &first.stats), "{}", rig.name);
+                assert!(run.tickets.iter().all(|b| *b == 0), "the scratch's counters are not zero again");
+            }
         }
     }
 }
@@ -452,40 +593,52 @@ fn every_weight_moves_once() {
     let mut random = Random::new("linear bytes");
     let rig = rig();
     let dtype = Dtype::Bf16;
-    // Llama 3 8B: the output projection, with its four segments; narrower than there, gate and up and the head.
+    // Llama 3 8B: the output projection, with its four segments; narrower than there, gate and up and the head; of e4m3,
+    // down, with more segments than there, and gate and up.
     let shapes = [
         (Shape::plain(dtype, 16, 4096, &[4096], Add), 4),
         (Shape { norm: true, ..Shape::plain(dtype, 16, 512, &[896, 896], SwiGlu) }, 1),
         (Shape { norm: true, ..Shape::plain(dtype, 16, 1008, &[1280], StoreF32) }, 1),
+        (Shape { fp8: true, ..Shape::plain(dtype, 16, 14336, &[512], Add) }, 8),
+        (Shape { fp8: true, ..Shape::plain(dtype, 16, 2016, &[896, 896], SwiGlu) }, 1),
     ];
     for (shape, segments) in shapes {
-        let &Shape { rows, inputs, features, epilogue, norm, .. } = &shape;
+        let &Shape { fp8, rows, inputs, features, epilogue, norm, .. } = &shape;
         // Numbers that repeat: bytes alone count.
         let mut case = Shape { features: &vec![1; features.len()], ..shape }.fill(&mut random);
         for (i, part) in case.parts.iter_mut().enumerate() {
             part.features = features[i];
             part.weight = part.weight[..inputs].repeat(features[i]);
+            part.scales = vec![1.0; if fp8 { features[i] } else { 0 }];
         }
         case.out_stride = features[0];
         case.out = vec![1.0; rows * features[0] + 8];
         let Some(counters) = case.run(&rig).counters else { return };
         let all: usize = features.iter().sum();
-        let weights = 2 * inputs * all;
+        let size = if fp8 { 1 } else { 2 };
+        let weights = size * inputs * all;
         let ctas = all / 128 * segments;
-        let x = ctas / segments * rows * inputs * 2;
+        let x = ctas / segments * rows * inputs * size;
         let partials = if segments > 1 { ctas * 128 * rows * 4 } else { 0 };
         // A thread brings four rows of x; as many groups of threads read the norm's weights each for themselves.
         let prologue = if norm { ctas * (rows / 4 * inputs * 2 + rows * inputs.div_ceil(64) * 4) } else { 0 };
         let out = rows * features[0] * case.out_dtype().size();
+        // A thread reads the scales of eight features, with SwiGLU of two times eight, and that of its row.
+        let lanes = if epilogue == SwiGlu { 8 } else { 16 };
+        let scales = if fp8 { all / 128 * rows * (512 + 4 * lanes) } else { 0 };
         let (residual, stats) = if epilogue == Add { (out, rows * features[0] / 64 * 4) } else { (0, 0) };
         let (load, store) = (counters.global_load, counters.global_store);
-        assert_eq!(load.bytes as usize, weights + x + partials + prologue + residual, "{epilogue:?}: loads");
+        assert_eq!(
+            load.bytes as usize,
+            weights + x + partials + prologue + scales + residual,
+            "{epilogue:?}: loads"
+        );
         assert_eq!(store.bytes as usize, partials + out + stats, "{epilogue:?}: stores");
         let moved = 32 * (load.sectors + store.sectors + counters.global_atomic.sectors) as usize;
         let others = moved - weights;
         assert!(4 * others <= weights, "{epilogue:?}: {others} bytes beside {weights} of weights");
         // All efficient but 8 bytes of statistics a row and CTA, and a ticket.
-        let waste = moved - load.bytes as usize - store.bytes as usize;
+        let waste = moved.saturating_sub((load.bytes + store.bytes) as usize);
         assert!(waste <= all / 128 * rows * 24 + 32 * ctas, "{epilogue:?}: {waste} bytes moved for nothing");
         assert_no_bank_conflicts(&counters, &format!("{epilogue:?}"));
         let distinct = 32 * counters.distinct_sectors.unwrap() as usize;
@@ -508,13 +661,14 @@ fn banks_do_not_conflict() {
     let mut random = Random::new("linear banks");
     let rig = rig();
     // One segment, and two.
-    for inputs in [520, 1160] {
+    for (fp8, inputs) in [(false, 520), (false, 1160), (true, 528), (true, 2064)] {
         for (rows, gap) in [(16, 0), (32, 0), (64, 0), (64, 1)] {
             for (epilogue, features) in [(Add, &[130][..]), (SwiGlu, &[72, 72]), (StoreF32, &[40, 40])] {
                 let plain = Shape::plain(Dtype::Bf16, rows, inputs, features, epilogue);
-                let shape = Shape { norm: true, gaps: [gap, 0, 0], ..plain };
+                let shape = Shape { fp8, norm: !fp8, gaps: [gap, 0, 0], ..plain };
                 let Some(counters) = shape.fill(&mut random).run(&rig).counters else { return };
-                assert_no_bank_conflicts(&counters, &format!("{epilogue:?}, {rows} × {inputs}, gap {gap}"));
+                let what = format!("{epilogue:?}, e4m3 {fp8}, {rows} × {inputs}, gap {gap}");
+                assert_no_bank_conflicts(&counters, &what);
             }
         }
     }
@@ -547,8 +701,13 @@ fn rows_beyond_31_bits() {
         rows: 2,
         inputs: 64,
         x: Rows { view: x.view(), stride },
+        x_scales: None,
         norm: None,
-        projections: [Some(LinearProjection { weight, bias: None, features: 2, column: 0 }), None, None],
+        projections: [
+            Some(LinearProjection { weight, scales: None, bias: None, features: 2, column: 0 }),
+            None,
+            None,
+        ],
         epilogue: Store,
         out: RowsMut { view: out.view_mut(), stride },
         out_stats: None,
@@ -574,13 +733,14 @@ fn what_does_not_fit_is_refused() {
         |with_stats: bool, scratch_bytes: usize, change: &dyn Fn(&mut LinearArgs), wanted: &str| {
             let part = |column| {
                 let weight = Rows { view: weight.view(), stride: 1024 };
-                Some(LinearProjection { weight, bias: None, features: 64, column })
+                Some(LinearProjection { weight, scales: None, bias: None, features: 64, column })
             };
             let mut args = LinearArgs {
                 dtype,
                 rows: 4,
                 inputs: 1024,
                 x: Rows { view: x.view(), stride: 1024 },
+                x_scales: None,
                 norm: Some(LinearNorm { weight: norm.view(), eps: EPS, stats: stats.view() }),
                 projections: [part(0), part(64), part(128)],
                 epilogue: Store,
@@ -659,5 +819,33 @@ fn what_does_not_fit_is_refused() {
     refused(false, 512, &one, "scratch: 512 bytes do not hold 4608 elements of 1 bytes");
     refused(true, all, &|_| (), "out_stats: with Store; supported is Add");
     refused(true, all, &one, "out_stats: 12 bytes do not hold 4 elements");
+    let fp8 = |a: &mut LinearArgs| {
+        (a.x_scales, a.norm) = (Some(a.x.view.slice(0..16)), None);
+        a.projections.iter_mut().flatten().for_each(|p| p.scales = Some(p.weight.view.slice(0..256)));
+    };
+    let with_norm = |a: &mut LinearArgs| {
+        let norm = a.norm;
+        fp8(a);
+        a.norm = norm;
+    };
+    refused(false, all, &with_norm, "norm: of x in e4m3; supported are bf16 and f16");
+    let of_weights = |a: &mut LinearArgs| part(a, 1, &|p| p.scales = Some(p.weight.view));
+    refused(false, all, &of_weights, "scales: of weights without those of x");
+    let mut refused_fp8 = |change: &dyn Fn(&mut LinearArgs), wanted: &str| {
+        let changed = |a: &mut LinearArgs| {
+            fp8(a);
+            change(a);
+        };
+        refused(false, all, &changed, wanted);
+    };
+    let part_fp8 = |a: &mut LinearArgs, begin: usize, end: usize| {
+        part(a, 2, &|p| p.scales = Some(p.weight.view.slice(begin..end)));
+    };
+    refused_fp8(&|a| part(a, 2, &|p| p.scales = None), "scales: none of weights with those of x");
+    refused_fp8(&|a| part_fp8(a, 0, 252), "scales: 252 bytes do not hold 64 elements");
+    refused_fp8(&|a| part_fp8(a, 4, 260), "scales: address");
+    refused_fp8(&|a| a.x_scales = Some(a.x.view.slice(0..12)), "x_scales: 12 bytes do not hold 4 elements");
+    refused_fp8(&|a| a.inputs = 2048, "x: rows 1024 elements apart overlap; 2048 at least");
+    refused_fp8(&|a| a.dtype = Dtype::F32, "dtype: f32; supported are bf16 and f16");
     refused(false, all - 4, &|_| (), "scratch: 12796 bytes do not hold 12800 elements");
 }

@@ -490,6 +490,7 @@ impl Gpu {
             let Weight { memory, rows, columns } = projection.weight;
             *part = Some(LinearProjection {
                 weight: DeviceRows { view: memory.view(), stride: *columns },
+                scales: None,
                 bias: projection.bias.map(|bias| bias.memory.view()),
                 features: *rows,
                 column: projection.column,
@@ -507,6 +508,7 @@ impl Gpu {
             rows,
             inputs: input.x.width,
             x: input.x.rows(from, rows, self.dtype.size()),
+            x_scales: None,
             norm,
             projections: parts,
             epilogue,
