@@ -187,6 +187,30 @@ pub struct RowsMut<'b> {
     pub stride: usize,
 }
 
+/// Rows of e4m3 with a scale each, to write: what [`QuantizeFp8Rows`] makes of rows that a kernel computes and rounds to
+/// its type.
+#[derive(Debug)]
+pub struct E4m3Rows<'b> {
+    /// e4m3 `[rows, width]`. It overlaps nothing that the kernel reads.
+    pub q: RowsMut<'b>,
+    /// f32 `[rows]`.
+    pub scales: ViewMut<'b>,
+    /// What is larger saturates: 1200 for activations. None: nothing is.
+    pub bound: Option<f32>,
+}
+
+impl E4m3Rows<'_> {
+    /// Address and stride of q, address of the scales, and the bound.
+    fn check(&self, rows: usize, width: usize) -> Result<(u64, i64, u64, f32)> {
+        let bound = self.bound.unwrap_or(f32::INFINITY);
+        if bound.is_nan() || bound <= 0.0 {
+            return Check::of("bound").refuse(format!("{bound}; supported are numbers over 0"));
+        }
+        let (q, stride) = Check::of("q").rows_mut(&self.q, rows, width, 1)?;
+        Ok((q, stride, Check::of("scales").view_mut(&self.scales, rows, 4)?, bound))
+    }
+}
+
 /// What every check of an argument goes by.
 struct Check {
     argument: &'static str,

@@ -921,19 +921,23 @@ const _: () = {
         [::std::mem::offset_of!(WlQuantizeFp8Rows, q_stride) - 64usize];
 };
 /** Any row may begin anywhere; rows of a multiple of 8 elements that all begin at multiples of 16 bytes are the fast
-ones. `new_residual` may be `residual` or `x`, and `y` may be `x` or `residual`, with equal strides.*/
+ones (of e4m3, 8 bytes). `new_residual` may be `residual` or `x`, and `y` may be `x` or `residual`, with equal
+strides; a y of e4m3 overlaps none of them. It and its scales are what quantize_fp8_rows makes of y in T.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlRmsNorm {
     pub version: u32,
     /// T: WL_BF16, WL_F16 or WL_F32, that of the entry
     pub type_: u32,
-    /// type; no entry has another so far
+    /// type, or WL_E4M3; that of the entry
     pub y_type: u32,
     pub rows: i32,
     /// features of a row, 1 to 2^30
     pub width: i32,
     pub eps: f32,
+    /// of the scales, with e4m3: 1200 for activations, or infinity; 0
+    pub bound: f32,
+    pub reserved: u32,
     /// T \[rows, width\]
     pub x: u64,
     /// T \[rows, width\], or 0: none is added
@@ -942,9 +946,9 @@ pub struct WlRmsNorm {
     pub new_residual: u64,
     /// T \[width\]
     pub weight: u64,
-    /// T \[rows, width\]
+    /// T or e4m3 \[rows, width\]
     pub y: u64,
-    /// f32 \[rows\] with an 8-bit y_type; 0
+    /// f32 \[rows\] with e4m3; 0
     pub y_scales: u64,
     /// f32 \[rows, ceil(width / 64)\] sums of squares (row_statistics.cuh), or 0
     pub stats: u64,
@@ -958,7 +962,7 @@ pub struct WlRmsNorm {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlRmsNorm"][::std::mem::size_of::<WlRmsNorm>() - 120usize];
+    ["Size of WlRmsNorm"][::std::mem::size_of::<WlRmsNorm>() - 128usize];
     ["Alignment of WlRmsNorm"][::std::mem::align_of::<WlRmsNorm>() - 8usize];
     ["Offset of field: WlRmsNorm::version"][::std::mem::offset_of!(WlRmsNorm, version) - 0usize];
     ["Offset of field: WlRmsNorm::type_"][::std::mem::offset_of!(WlRmsNorm, type_) - 4usize];
@@ -966,20 +970,22 @@ const _: () = {
     ["Offset of field: WlRmsNorm::rows"][::std::mem::offset_of!(WlRmsNorm, rows) - 12usize];
     ["Offset of field: WlRmsNorm::width"][::std::mem::offset_of!(WlRmsNorm, width) - 16usize];
     ["Offset of field: WlRmsNorm::eps"][::std::mem::offset_of!(WlRmsNorm, eps) - 20usize];
-    ["Offset of field: WlRmsNorm::x"][::std::mem::offset_of!(WlRmsNorm, x) - 24usize];
-    ["Offset of field: WlRmsNorm::residual"][::std::mem::offset_of!(WlRmsNorm, residual) - 32usize];
-    ["Offset of field: WlRmsNorm::new_residual"][::std::mem::offset_of!(WlRmsNorm, new_residual) - 40usize];
-    ["Offset of field: WlRmsNorm::weight"][::std::mem::offset_of!(WlRmsNorm, weight) - 48usize];
-    ["Offset of field: WlRmsNorm::y"][::std::mem::offset_of!(WlRmsNorm, y) - 56usize];
-    ["Offset of field: WlRmsNorm::y_scales"][::std::mem::offset_of!(WlRmsNorm, y_scales) - 64usize];
-    ["Offset of field: WlRmsNorm::stats"][::std::mem::offset_of!(WlRmsNorm, stats) - 72usize];
-    ["Offset of field: WlRmsNorm::positions"][::std::mem::offset_of!(WlRmsNorm, positions) - 80usize];
-    ["Offset of field: WlRmsNorm::x_stride"][::std::mem::offset_of!(WlRmsNorm, x_stride) - 88usize];
+    ["Offset of field: WlRmsNorm::bound"][::std::mem::offset_of!(WlRmsNorm, bound) - 24usize];
+    ["Offset of field: WlRmsNorm::reserved"][::std::mem::offset_of!(WlRmsNorm, reserved) - 28usize];
+    ["Offset of field: WlRmsNorm::x"][::std::mem::offset_of!(WlRmsNorm, x) - 32usize];
+    ["Offset of field: WlRmsNorm::residual"][::std::mem::offset_of!(WlRmsNorm, residual) - 40usize];
+    ["Offset of field: WlRmsNorm::new_residual"][::std::mem::offset_of!(WlRmsNorm, new_residual) - 48usize];
+    ["Offset of field: WlRmsNorm::weight"][::std::mem::offset_of!(WlRmsNorm, weight) - 56usize];
+    ["Offset of field: WlRmsNorm::y"][::std::mem::offset_of!(WlRmsNorm, y) - 64usize];
+    ["Offset of field: WlRmsNorm::y_scales"][::std::mem::offset_of!(WlRmsNorm, y_scales) - 72usize];
+    ["Offset of field: WlRmsNorm::stats"][::std::mem::offset_of!(WlRmsNorm, stats) - 80usize];
+    ["Offset of field: WlRmsNorm::positions"][::std::mem::offset_of!(WlRmsNorm, positions) - 88usize];
+    ["Offset of field: WlRmsNorm::x_stride"][::std::mem::offset_of!(WlRmsNorm, x_stride) - 96usize];
     ["Offset of field: WlRmsNorm::residual_stride"]
-        [::std::mem::offset_of!(WlRmsNorm, residual_stride) - 96usize];
+        [::std::mem::offset_of!(WlRmsNorm, residual_stride) - 104usize];
     ["Offset of field: WlRmsNorm::new_residual_stride"]
-        [::std::mem::offset_of!(WlRmsNorm, new_residual_stride) - 104usize];
-    ["Offset of field: WlRmsNorm::y_stride"][::std::mem::offset_of!(WlRmsNorm, y_stride) - 112usize];
+        [::std::mem::offset_of!(WlRmsNorm, new_residual_stride) - 112usize];
+    ["Offset of field: WlRmsNorm::y_stride"][::std::mem::offset_of!(WlRmsNorm, y_stride) - 120usize];
 };
 /** q is rotated in place. k and v go to the row's place in the pages and stay as they are in qkv. They are written
 nowhere if the sequence or the page id is out of range or the position lies beyond the table; q is rotated all the

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Dtype, Module, Rows, RowsMut,
-    params::{WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_RMS_NORM_THREADS, WL_VERSION, WlRmsNorm},
+    Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
+    params::{WL_E4M3, WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_RMS_NORM_THREADS, WL_VERSION, WlRmsNorm},
 };
 use crate::{
     driver::{Driver, Handle, Launch, Stream, View, ViewMut},
@@ -17,12 +17,14 @@ use crate::{
 pub struct RmsNorm {
     /// For rows of up to [`WL_RMS_NORM_HELD`] features, and for wider ones; bf16, f16, f32.
     functions: [[Handle; 2]; 3],
+    /// The same two for rows of e4m3.
+    e4m3: Half<[Handle; 2]>,
 }
 
-/// What [`RmsNorm::launch`] takes.
+/// What [`RmsNorm::launch`] takes, and, with [`E4m3Rows`] for `y`, [`RmsNorm::launch_e4m3`].
 #[derive(Debug)]
-pub struct RmsNormArgs<'b> {
-    /// Type of x, residual, weight and y: bf16, f16 or f32.
+pub struct RmsNormArgs<'b, Y = RowsMut<'b>> {
+    /// Type of x, residual, weight and y: bf16, f16 or f32; with a y of e4m3, bf16 or f16.
     pub dtype: Dtype,
     /// Number of rows.
     pub rows: usize,
@@ -37,7 +39,7 @@ pub struct RmsNormArgs<'b> {
     /// `[width]`.
     pub weight: View<'b>,
     /// `[rows, width]`.
-    pub y: RowsMut<'b>,
+    pub y: Y,
     /// f32 `[rows, ⌈width / 64⌉]`: sums of squares of what is normed, for kernels that norm for themselves.
     pub stats: Option<ViewMut<'b>>,
     /// i32 `[rows]`: rows with a negative position are left out. None: there are none.
@@ -59,7 +61,11 @@ impl RmsNorm {
         ];
         let load = |pair: [&str; 2]| Ok([module.function(pair[0])?, module.function(pair[1])?]);
         let [bf16, f16, f32] = functions.map(load);
-        Ok(RmsNorm { functions: [bf16?, f16?, f32?] })
+        let e4m3 = Half::load(|t| {
+            let name = format!("wl_rms_norm_{t}_e4m3");
+            load([&name, &format!("{name}_wide")])
+        })?;
+        Ok(RmsNorm { functions: [bf16?, f16?, f32?], e4m3 })
     }
 
     /// Enqueues the kernel.
@@ -68,7 +74,52 @@ impl RmsNorm {
     /// [`Error::Argument`](crate::Error::Argument) for shapes, sizes and addresses that do not fit;
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &RmsNormArgs) -> Result<()> {
-        let &RmsNormArgs { dtype, rows, width, eps, .. } = args;
+        let &RmsNormArgs { dtype, rows, width, .. } = args;
+        let mut p = args.params()?;
+        p.y_type = dtype.code();
+        (p.y, p.y_stride) = Check::of("y").rows_mut(&args.y, rows, width, dtype.size())?;
+        // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
+        unsafe { enqueue(stream, &self.functions[dtype.code() as usize], &p) }
+    }
+
+    /// Enqueues the kernel that makes e4m3 of y: what [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes of the y of
+    /// [`RmsNorm::launch`], bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch_e4m3<'b>(&self, stream: &Stream, args: &RmsNormArgs<'b, E4m3Rows<'b>>) -> Result<()> {
+        let functions = self.e4m3.of(args.dtype)?;
+        let mut p = args.params()?;
+        p.y_type = WL_E4M3;
+        (p.y, p.y_stride, p.y_scales, p.bound) = args.y.check(args.rows, args.width)?;
+        // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
+        unsafe { enqueue(stream, functions, &p) }
+    }
+}
+
+/// Launches the one of `functions` that fits the width.
+///
+/// # Safety
+/// `p` describes memory that the kernel may touch.
+unsafe fn enqueue(stream: &Stream, functions: &[Handle; 2], p: &WlRmsNorm) -> Result<()> {
+    if p.rows == 0 {
+        return Ok(());
+    }
+    let wide = p.width as u32 > WL_RMS_NORM_HELD && p.width as u32 <= WL_RMS_NORM_HELD_WIDE;
+    let launch = Launch {
+        grid: [p.rows as u32, 1, 1],
+        block: [WL_RMS_NORM_THREADS, 1, 1],
+        ..Launch::new(bytemuck::bytes_of(p))
+    };
+    // SAFETY: the caller's.
+    unsafe { stream.launch(functions[usize::from(wide)], &launch) }
+}
+
+impl<Y> RmsNormArgs<'_, Y> {
+    /// All but y.
+    fn params(&self) -> Result<WlRmsNorm> {
+        let &RmsNormArgs { dtype, rows, width, eps, .. } = self;
         let size = dtype.size();
         if !(eps >= 0.0 && eps.is_finite()) {
             return Check::of("eps").refuse(format!("{eps}; supported are finite numbers from 0"));
@@ -76,38 +127,24 @@ impl RmsNorm {
         let mut p = WlRmsNorm {
             version: WL_VERSION,
             type_: dtype.code(),
-            y_type: dtype.code(),
             rows: Check::of("rows").count(rows, 0..=i32::MAX as usize)?,
             width: Check::of("width").count(width, 1..=1 << 30)?,
             eps,
-            weight: Check::of("weight").view(args.weight, width, size)?,
+            weight: Check::of("weight").view(self.weight, width, size)?,
             ..WlRmsNorm::default()
         };
-        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, width, size)?;
-        (p.y, p.y_stride) = Check::of("y").rows_mut(&args.y, rows, width, size)?;
-        if let Some((residual, new)) = &args.residual {
+        (p.x, p.x_stride) = Check::of("x").rows(&self.x, rows, width, size)?;
+        if let Some((residual, new)) = &self.residual {
             (p.residual, p.residual_stride) = Check::of("residual").rows(residual, rows, width, size)?;
             (p.new_residual, p.new_residual_stride) =
                 Check::of("new_residual").rows_mut(new, rows, width, size)?;
         }
-        if let Some(stats) = &args.stats {
+        if let Some(stats) = &self.stats {
             p.stats = Check::of("stats").view_mut(stats, rows.saturating_mul(width.div_ceil(64)), 4)?;
         }
-        if let Some(positions) = args.positions {
+        if let Some(positions) = self.positions {
             p.positions = Check::of("positions").view(positions, rows, 4)?;
         }
-        if rows == 0 {
-            return Ok(());
-        }
-        let held =
-            if width > WL_RMS_NORM_HELD as usize && width <= WL_RMS_NORM_HELD_WIDE as usize { 1 } else { 0 };
-        let function = self.functions[dtype.code() as usize][held];
-        let launch = Launch {
-            grid: [p.rows as u32, 1, 1],
-            block: [WL_RMS_NORM_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
-        // SAFETY: the sizes above cover all that the kernel touches of `rows` rows.
-        unsafe { stream.launch(function, &launch) }
+        Ok(p)
     }
 }

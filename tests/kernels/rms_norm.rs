@@ -2,7 +2,7 @@
 
 use warploom::{
     driver::{View, ViewMut},
-    kernels::{Dtype, RmsNormArgs, Rows, RowsMut},
+    kernels::{Dtype, E4m3Rows, QuantizeFp8RowsArgs, RmsNormArgs, Rows, RowsMut},
 };
 
 use super::harness::{
@@ -68,6 +68,71 @@ impl Case {
         }
     }
 
+    /// The same with a y of e4m3.
+    fn run_e4m3(&self, rig: &Rig, bound: Option<f32>) -> E4m3Run {
+        let Case { dtype, rows, width, .. } = *self;
+        let x = rig.upload(&encode(&self.x, dtype));
+        let weight = rig.upload(&encode(&self.weight, dtype));
+        let residual = self.residual.as_ref().map(|r| rig.upload(&encode(r, dtype)));
+        let mut new = rig.poisoned(rows * width, dtype);
+        let mut q = rig.upload(&vec![0x55u8; rows * self.y_stride + 8]);
+        let mut scales = rig.poisoned(rows, Dtype::F32);
+        let mut stats = rig.poisoned(rows * width.div_ceil(64), Dtype::F32);
+        let args = RmsNormArgs {
+            dtype,
+            rows,
+            width,
+            eps: self.eps,
+            x: Rows { view: x.view(), stride: self.x_stride },
+            residual: residual.as_ref().map(|r| {
+                (Rows { view: r.view(), stride: width }, RowsMut { view: new.view_mut(), stride: width })
+            }),
+            weight: weight.view(),
+            y: E4m3Rows {
+                q: RowsMut { view: q.view_mut(), stride: self.y_stride },
+                scales: scales.view_mut(),
+                bound,
+            },
+            stats: Some(stats.view_mut()),
+            positions: None,
+        };
+        let mut reports = rig.reports(|| rig.kernels.rms_norm.launch_e4m3(&rig.stream, &args));
+        E4m3Run {
+            q: rig.bytes(&q),
+            scales: bits(&rig.download(&scales, Dtype::F32)),
+            new_residual: bits(&rig.download(&new, dtype)),
+            stats: bits(&rig.download(&stats, Dtype::F32)),
+            counters: reports.pop().map(|r| r.counters),
+        }
+    }
+
+    /// What it has to be: the norm, and then the kernel that makes e4m3 of it.
+    fn run_apart(&self, rig: &Rig, bound: Option<f32>) -> E4m3Run {
+        let Case { dtype, rows, width, .. } = *self;
+        let run = self.run(rig);
+        let y = rig.upload(&encode(&run.y, dtype));
+        let mut q = rig.upload(&vec![0x55u8; rows * self.y_stride + 8]);
+        let mut scales = rig.poisoned(rows, Dtype::F32);
+        let args = QuantizeFp8RowsArgs {
+            dtype,
+            rows,
+            width,
+            bound,
+            x: Rows { view: y.view(), stride: self.y_stride },
+            q: RowsMut { view: q.view_mut(), stride: self.y_stride },
+            scales: scales.view_mut(),
+            positions: None,
+        };
+        rig.reports(|| rig.kernels.quantize_fp8_rows.launch(&rig.stream, args));
+        E4m3Run {
+            q: rig.bytes(&q),
+            scales: bits(&rig.download(&scales, Dtype::F32)),
+            new_residual: bits(&run.new_residual),
+            stats: bits(&run.stats),
+            counters: None,
+        }
+    }
+
     /// What is normed, row by row.
     fn normed(&self, row: usize) -> Vec<f64> {
         let x = &self.x[row * self.x_stride..][..self.width];
@@ -115,6 +180,26 @@ struct Run {
     counters: Option<ptxsim::Counters>,
 }
 
+/// Floats by their bits.
+struct E4m3Run {
+    q: Vec<u8>,
+    scales: Vec<u64>,
+    new_residual: Vec<u64>,
+    stats: Vec<u64>,
+    counters: Option<ptxsim::Counters>,
+}
+
+/// All but the counters.
+impl PartialEq for E4m3Run {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |run: &Self| {
+            let E4m3Run { q, scales, new_residual, stats, .. } = run;
+            [q.iter().map(|q| u64::from(*q)).collect(), scales.clone(), new_residual.clone(), stats.clone()]
+        };
+        all(self) == all(other)
+    }
+}
+
 const TYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
 
 #[test]
@@ -132,6 +217,50 @@ fn any_shape() {
         let (rows, width) = (random.range(1, 70), random.range(1, 900));
         let (dtype, residual) = (random.pick(&TYPES), random.pick(&[true, false]));
         Case::random(&mut random, dtype, rows, width, residual).check(random.one_of(&rigs));
+    }
+}
+
+/// A y of e4m3 has the bits that rms_norm and quantize_fp8_rows give one after the other.
+#[test]
+fn e4m3_is_that_of_quantize_fp8_rows() {
+    let mut random = Random::new("rms_norm e4m3");
+    let rigs = rigs();
+    let check = |case: &Case, bound: Option<f32>, rig: &Rig| {
+        let (got, want) = (case.run_e4m3(rig, bound), case.run_apart(rig, bound));
+        let what = format!("{} {:?} [{}, {}], {bound:?}", rig.name, case.dtype, case.rows, case.width);
+        assert_eq!(got.q, want.q, "{what}: q");
+        assert_eq!(got.scales, want.scales, "{what}: scales");
+        assert!(got == want, "{what}: residual or statistics");
+    };
+    let bounds = [None, Some(1200.0), Some(0.5)];
+    let widths = [1, 7, 8, 15, 63, 64, 65, 769, 2048, 2056, 4096, 4104, 5125, 14336, 16384, 16392];
+    for (i, width) in widths.into_iter().enumerate() {
+        let mut case = Case::random(&mut random, TYPES[i % 2], 1 + i % 3, width, i % 2 == 0);
+        // Over the bound in some.
+        case.weight.iter_mut().for_each(|w| *w = round(*w * [1.0, 0.01, 700.0][i % 3], case.dtype));
+        rigs.iter().for_each(|rig| check(&case, bounds[i / 2 % 3], rig));
+    }
+    for _ in 0..12 {
+        let (rows, width) = (random.range(1, 40), random.range(1, 600));
+        let (dtype, residual) = (random.pick(&TYPES[..2]), random.pick(&[true, false]));
+        let mut case = Case::random(&mut random, dtype, rows, width, residual);
+        // Whole vectors in one of two.
+        if random.pick(&[true, false]) {
+            let width = case.width.next_multiple_of(8);
+            let zeros = Case::random(&mut random, dtype, rows, width, residual);
+            case = Case { x_stride: width, y_stride: width, ..zeros };
+        }
+        check(&case, random.pick(&bounds), random.one_of(&rigs));
+    }
+    // Rows of zeros, and with a NaN, whose scale is NaN.
+    for width in [64, 65] {
+        let mut case = Case::random(&mut random, Dtype::Bf16, 3, width, false);
+        case.x[..width].fill(0.0);
+        case.x[case.x_stride + width - 1] = f64::NAN;
+        check(&case, Some(1200.0), &rigs[0]);
+        let scales = case.run_e4m3(&rigs[0], Some(1200.0)).scales;
+        assert_eq!(f64::from_bits(scales[0]), f64::from(1f32 / (448.0 * 512.0)));
+        assert!(f64::from_bits(scales[1]).is_nan() && f64::from_bits(scales[2]) > 1e-4);
     }
 }
 
@@ -163,6 +292,7 @@ fn the_same_launch_gives_the_same_bits() {
         let run = case.run(rig);
         [bits(&run.y), bits(&run.new_residual), bits(&run.stats)]
     });
+    assert_the_same_each_time(&rigs(), |rig| case.run_e4m3(rig, Some(1200.0)));
 }
 
 /// Row 1 of everything begins beyond 2^31 elements; row 0, which is dead, would lie in memory that there is not.
@@ -245,6 +375,29 @@ fn dead_rows_are_left_alone() {
             y[width..].iter().all(|y| *y != 9.0) && stats[stats.len() - 1] != 9.0,
             "the live row was not"
         );
+
+        let mut q = rig.upload(&vec![0xffu8; 2 * width]);
+        let mut scales = rig.upload(&[9f32; 2]);
+        let args = RmsNormArgs {
+            dtype,
+            rows: 2,
+            width,
+            eps: 1e-5,
+            x: Rows { view: x.view(), stride: width },
+            residual: None,
+            weight: weight.view(),
+            y: E4m3Rows {
+                q: RowsMut { view: q.view_mut(), stride: width },
+                scales: scales.view_mut(),
+                bound: None,
+            },
+            stats: None,
+            positions: Some(positions.view()),
+        };
+        rig.reports(|| rig.kernels.rms_norm.launch_e4m3(&rig.stream, &args));
+        let (q, scales) = (rig.bytes(&q), rig.download(&scales, Dtype::F32));
+        assert!(q[..width].iter().all(|q| *q == 0xff) && scales[0] == 9.0, "a dead row was written");
+        assert!(q[width..].iter().all(|q| *q != 0xff) && scales[1] != 9.0, "the live row was not");
     }
 }
 
@@ -262,6 +415,12 @@ fn every_byte_moves_once() {
     assert_eq!(counters.global_load.bytes, 4 * 4096 * 2 * 2, "x and weights");
     assert_eq!(counters.global_load.sectors * 32, counters.global_load.bytes, "coalesced");
     assert_eq!(counters.global_store.bytes, 4 * (4096 * 2 + 64 * 4), "y and statistics");
+    assert_eq!(counters.shared_load.wavefronts, counters.shared_load.ideal, "no bank conflicts");
+
+    let counters = case.run_e4m3(&rig, Some(1200.0)).counters.expect("counters");
+    assert_eq!(counters.global_load.bytes, 4 * 4096 * 2 * 2, "x and weights");
+    assert_eq!(counters.global_load.sectors * 32, counters.global_load.bytes, "coalesced");
+    assert_eq!(counters.global_store.bytes, 4 * (4096 + 4 + 64 * 4), "q, scales and statistics");
     assert_eq!(counters.shared_load.wavefronts, counters.shared_load.ideal, "no bank conflicts");
 }
 
@@ -296,4 +455,39 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.x.stride = usize::MAX / 2, "x: ");
     refused(&|a| a.x.view = a.x.view.slice(2..128), "x: address");
     refused(&|a| a.eps = f32::NAN, "eps: NaN");
+
+    let (mut q, mut scales) = (rig.poisoned(32, dtype), rig.poisoned(2, Dtype::F32));
+    let mut refused = |change: &dyn Fn(&mut RmsNormArgs<E4m3Rows>), wanted: &str| {
+        let mut args = RmsNormArgs {
+            dtype,
+            rows: 2,
+            width: 32,
+            eps: 1e-5,
+            x: Rows { view: x.view(), stride: 32 },
+            residual: None,
+            weight: weight.view(),
+            y: E4m3Rows {
+                q: RowsMut { view: q.view_mut(), stride: 32 },
+                scales: scales.view_mut(),
+                bound: None,
+            },
+            stats: None,
+            positions: None,
+        };
+        change(&mut args);
+        let error = rig.kernels.rms_norm.launch_e4m3(&rig.stream, &args).expect_err(wanted).to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    refused(&|a| a.dtype = Dtype::F32, "dtype: f32; supported are bf16 and f16");
+    refused(&|a| a.rows = 3, "x: 128 bytes do not hold 96 elements");
+    refused(&|a| a.y.q.stride = 31, "q: rows 31 elements apart overlap");
+    refused(&|a| a.y.q.stride = 33, "q: 64 bytes do not hold 65 elements");
+    refused(&|a| (a.rows, a.x.stride, a.y.q.stride) = (3, 8, 8), "x: rows 8 elements apart overlap");
+    refused(&|a| (a.rows, a.width) = (4, 8), "x: 128 bytes do not hold 104 elements");
+    refused(
+        &|a| (a.rows, a.width, a.x.stride, a.y.q.stride) = (3, 8, 8, 8),
+        "scales: 8 bytes do not hold 3 elements",
+    );
+    refused(&|a| a.y.bound = Some(-1.0), "bound: -1; supported are numbers over 0");
+    refused(&|a| a.y.bound = Some(f32::NAN), "bound: NaN");
 }
