@@ -64,6 +64,8 @@ pub const WL_SAMPLE_DRAFT: u32 = 0;
 pub const WL_SAMPLE_VERIFY: u32 = 1;
 pub const WL_SWIGLU_THREADS: u32 = 128;
 pub const WL_SWIGLU_FEATURES: u32 = 2048;
+pub const WL_SWIGLU_E4M3_THREADS: u32 = 256;
+pub const WL_SWIGLU_E4M3_HELD: u32 = 16384;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlMask {
@@ -1112,26 +1114,28 @@ const _: () = {
     ["Offset of field: WlSample::tickets"][::std::mem::offset_of!(WlSample, tickets) - 168usize];
 };
 /** Any row may begin anywhere; rows of a multiple of 8 elements that all begin at multiples of 16 bytes are the fast
-ones. `out` may be `gate` or `up`, with equal strides.*/
+ones (of e4m3, 8 bytes). `out` may be `gate` or `up`, with equal strides; an out of e4m3 overlaps neither. It and its
+scales are what quantize_fp8_rows makes of out in T.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlSwiglu {
     pub version: u32,
     /// T: WL_BF16 or WL_F16, that of the entry
     pub type_: u32,
-    /// type; no entry has another so far
+    /// type, or WL_E4M3; that of the entry
     pub out_type: u32,
     pub rows: i32,
     /// features of a row, 1 to 2^26
     pub width: i32,
-    pub reserved: u32,
+    /// of the scales, with e4m3: 1200 for activations, or infinity; 0
+    pub bound: f32,
     /// T \[rows, width\]
     pub gate: u64,
     /// T \[rows, width\]
     pub up: u64,
-    /// T \[rows, width\]
+    /// T or e4m3 \[rows, width\]
     pub out: u64,
-    /// f32 \[rows\] with an 8-bit out_type; 0
+    /// f32 \[rows\] with e4m3; 0
     pub out_scales: u64,
     /// i32 \[rows\]: rows under 0 are dead, nothing of them is read or written; or 0: all live
     pub positions: u64,
@@ -1149,7 +1153,7 @@ const _: () = {
     ["Offset of field: WlSwiglu::out_type"][::std::mem::offset_of!(WlSwiglu, out_type) - 8usize];
     ["Offset of field: WlSwiglu::rows"][::std::mem::offset_of!(WlSwiglu, rows) - 12usize];
     ["Offset of field: WlSwiglu::width"][::std::mem::offset_of!(WlSwiglu, width) - 16usize];
-    ["Offset of field: WlSwiglu::reserved"][::std::mem::offset_of!(WlSwiglu, reserved) - 20usize];
+    ["Offset of field: WlSwiglu::bound"][::std::mem::offset_of!(WlSwiglu, bound) - 20usize];
     ["Offset of field: WlSwiglu::gate"][::std::mem::offset_of!(WlSwiglu, gate) - 24usize];
     ["Offset of field: WlSwiglu::up"][::std::mem::offset_of!(WlSwiglu, up) - 32usize];
     ["Offset of field: WlSwiglu::out"][::std::mem::offset_of!(WlSwiglu, out) - 40usize];

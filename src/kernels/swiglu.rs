@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Dtype, Half, Module, Rows, RowsMut,
-    params::{WL_SWIGLU_FEATURES, WL_SWIGLU_THREADS, WL_VERSION, WlSwiglu},
+    Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
+    params::{WL_E4M3, WL_SWIGLU_E4M3_THREADS, WL_SWIGLU_FEATURES, WL_SWIGLU_THREADS, WL_VERSION, WlSwiglu},
 };
 use crate::{
     driver::{Driver, Handle, Launch, Stream, View},
@@ -16,11 +16,12 @@ use crate::{
 /// arXiv 2002.05202. Products of gates under −174 are 0.
 pub struct Swiglu {
     functions: Half<Handle>,
+    e4m3: Half<Handle>,
 }
 
-/// What [`Swiglu::launch`] takes.
+/// What [`Swiglu::launch`] takes, and, with [`E4m3Rows`] for `out`, [`Swiglu::launch_e4m3`].
 #[derive(Debug)]
-pub struct SwigluArgs<'b> {
+pub struct SwigluArgs<'b, O = RowsMut<'b>> {
     /// Type of gate, up and out: bf16 or f16.
     pub dtype: Dtype,
     /// Number of rows.
@@ -32,7 +33,7 @@ pub struct SwigluArgs<'b> {
     /// `[rows, width]`; with gate's stride, it may be the other half of the same matrix.
     pub up: Rows<'b>,
     /// `[rows, width]`.
-    pub out: RowsMut<'b>,
+    pub out: O,
     /// i32 `[rows]`: rows with a negative position are left out. None: there are none.
     pub positions: Option<View<'b>>,
 }
@@ -44,7 +45,10 @@ impl Swiglu {
     /// [`Error::Device`](crate::Error::Device).
     pub fn load(driver: &Arc<dyn Driver>) -> Result<Self> {
         let module = Module::load(driver, "swiglu")?;
-        Ok(Swiglu { functions: Half::load(|t| module.function(&format!("wl_swiglu_{t}")))? })
+        Ok(Swiglu {
+            functions: Half::load(|t| module.function(&format!("wl_swiglu_{t}")))?,
+            e4m3: Half::load(|t| module.function(&format!("wl_swiglu_{t}_e4m3")))?,
+        })
     }
 
     /// Enqueues the kernel.
@@ -55,31 +59,64 @@ impl Swiglu {
     pub fn launch(&self, stream: &Stream, args: &SwigluArgs) -> Result<()> {
         let &SwigluArgs { dtype, rows, width, .. } = args;
         let function = *self.functions.of(dtype)?;
-        let size = dtype.size();
-        let mut p = WlSwiglu {
-            version: WL_VERSION,
-            type_: dtype.code(),
-            out_type: dtype.code(),
-            width: Check::of("width").count(width, 1..=1 << 26)?,
-            ..WlSwiglu::default()
-        };
-        let ctas = width.div_ceil(WL_SWIGLU_FEATURES as usize);
-        p.rows = Check::of("rows").count(rows, 0..=i32::MAX as usize / ctas)?;
-        (p.gate, p.gate_stride) = Check::of("gate").rows(&args.gate, rows, width, size)?;
-        (p.up, p.up_stride) = Check::of("up").rows(&args.up, rows, width, size)?;
-        (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, size)?;
-        if let Some(positions) = args.positions {
-            p.positions = Check::of("positions").view(positions, rows, 4)?;
-        }
+        let mut p = args.params()?;
+        p.out_type = dtype.code();
+        (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, dtype.size())?;
         if rows == 0 {
             return Ok(());
         }
+        let ctas = width.div_ceil(WL_SWIGLU_FEATURES as usize);
         let launch = Launch {
             grid: [(rows * ctas) as u32, 1, 1],
             block: [WL_SWIGLU_THREADS, 1, 1],
             ..Launch::new(bytemuck::bytes_of(&p))
         };
-        // SAFETY: the sizes above cover all that the kernel touches of `rows` rows.
+        // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
         unsafe { stream.launch(function, &launch) }
+    }
+
+    /// Enqueues the kernel that makes e4m3 of out: what [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes of the out of
+    /// [`Swiglu::launch`], bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch_e4m3<'b>(&self, stream: &Stream, args: &SwigluArgs<'b, E4m3Rows<'b>>) -> Result<()> {
+        let function = *self.e4m3.of(args.dtype)?;
+        let mut p = args.params()?;
+        p.out_type = WL_E4M3;
+        (p.out, p.out_stride, p.out_scales, p.bound) = args.out.check(args.rows, args.width)?;
+        if args.rows == 0 {
+            return Ok(());
+        }
+        let launch = Launch {
+            grid: [p.rows as u32, 1, 1],
+            block: [WL_SWIGLU_E4M3_THREADS, 1, 1],
+            ..Launch::new(bytemuck::bytes_of(&p))
+        };
+        // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
+        unsafe { stream.launch(function, &launch) }
+    }
+}
+
+impl<O> SwigluArgs<'_, O> {
+    /// All but out.
+    fn params(&self) -> Result<WlSwiglu> {
+        let &SwigluArgs { dtype, rows, width, .. } = self;
+        let size = dtype.size();
+        let mut p = WlSwiglu {
+            version: WL_VERSION,
+            type_: dtype.code(),
+            width: Check::of("width").count(width, 1..=1 << 26)?,
+            ..WlSwiglu::default()
+        };
+        let ctas = width.div_ceil(WL_SWIGLU_FEATURES as usize);
+        p.rows = Check::of("rows").count(rows, 0..=i32::MAX as usize / ctas)?;
+        (p.gate, p.gate_stride) = Check::of("gate").rows(&self.gate, rows, width, size)?;
+        (p.up, p.up_stride) = Check::of("up").rows(&self.up, rows, width, size)?;
+        if let Some(positions) = self.positions {
+            p.positions = Check::of("positions").view(positions, rows, 4)?;
+        }
+        Ok(p)
     }
 }

@@ -2,7 +2,7 @@
 
 use warploom::{
     driver::{View, ViewMut},
-    kernels::{Dtype, Rows, RowsMut, SwigluArgs},
+    kernels::{Dtype, E4m3Rows, QuantizeFp8RowsArgs, Rows, RowsMut, SwigluArgs},
 };
 
 use super::harness::{Random, Rig, assert_the_same_each_time, assert_within_ulps, bits, encode, rig, rigs};
@@ -24,6 +24,12 @@ struct Case {
 
 struct Run {
     out: Vec<f64>,
+    counters: Option<ptxsim::Counters>,
+}
+
+struct E4m3Run {
+    q: Vec<u8>,
+    scales: Vec<u64>,
     counters: Option<ptxsim::Counters>,
 }
 
@@ -64,6 +70,57 @@ impl Case {
         Run { out: rig.download(&out, self.dtype), counters: reports.pop().map(|r| r.counters) }
     }
 
+    /// The same with an out of e4m3: codes, and the scales by their bits.
+    fn run_e4m3(&self, rig: &Rig, bound: Option<f32>) -> E4m3Run {
+        let x = rig.upload(&encode(&self.x, self.dtype));
+        let positions = self.positions.as_ref().map(|p| rig.upload(p));
+        let mut q = rig.upload(&vec![0x55u8; self.rows * self.out_stride + 8]);
+        let mut scales = rig.poisoned(self.rows, Dtype::F32);
+        let args = SwigluArgs {
+            dtype: self.dtype,
+            rows: self.rows,
+            width: self.width,
+            gate: Rows { view: x.view(), stride: self.stride },
+            up: Rows { view: x.view().slice(self.up * self.dtype.size()..x.bytes()), stride: self.stride },
+            out: E4m3Rows {
+                q: RowsMut { view: q.view_mut(), stride: self.out_stride },
+                scales: scales.view_mut(),
+                bound,
+            },
+            positions: positions.as_ref().map(|p| p.view()),
+        };
+        let mut reports = rig.reports(|| rig.kernels.swiglu.launch_e4m3(&rig.stream, &args));
+        let (q, scales) = (rig.bytes(&q), bits(&rig.download(&scales, Dtype::F32)));
+        E4m3Run { q, scales, counters: reports.pop().map(|r| r.counters) }
+    }
+
+    /// What it has to be: out, and then the kernel that makes e4m3 of it.
+    fn run_apart(&self, rig: &Rig, bound: Option<f32>) -> E4m3Run {
+        let out = rig.upload(&encode(&self.run(rig).out, self.dtype));
+        let positions = self.positions.as_ref().map(|p| rig.upload(p));
+        let mut q = rig.upload(&vec![0x55u8; self.rows * self.out_stride + 8]);
+        let mut scales = rig.poisoned(self.rows, Dtype::F32);
+        let args = QuantizeFp8RowsArgs {
+            dtype: self.dtype,
+            rows: self.rows,
+            width: self.width,
+            bound,
+            x: Rows { view: out.view(), stride: self.out_stride },
+            q: RowsMut { view: q.view_mut(), stride: self.out_stride },
+            scales: scales.view_mut(),
+            positions: positions.as_ref().map(|p| p.view()),
+        };
+        rig.reports(|| rig.kernels.quantize_fp8_rows.launch(&rig.stream, args));
+        E4m3Run { q: rig.bytes(&q), scales: bits(&rig.download(&scales, Dtype::F32)), counters: None }
+    }
+
+    fn check_e4m3(&self, rig: &Rig, bound: Option<f32>) {
+        let (got, want) = (self.run_e4m3(rig, bound), self.run_apart(rig, bound));
+        let what = format!("{} {:?} [{}, {}], {bound:?}", rig.name, self.dtype, self.rows, self.width);
+        assert_eq!(got.q, want.q, "{what}: q");
+        assert_eq!(got.scales, want.scales, "{what}: scales");
+    }
+
     fn check(&self, rig: &Rig) {
         let run = self.run(rig);
         for row in 0..self.rows {
@@ -100,6 +157,36 @@ fn any_shape() {
         let (dtype, width) = (random.pick(&TYPES), random.range(1, 150));
         let rig = &rigs[random.range(0, rigs.len() - 1)];
         Case::random(&mut random, dtype, rows, width).check(rig);
+    }
+}
+
+/// An out of e4m3 has the bits that swiglu and quantize_fp8_rows give one after the other; of dead rows nothing is read
+/// or written.
+#[test]
+fn e4m3_is_that_of_quantize_fp8_rows() {
+    let mut random = Random::new("swiglu e4m3");
+    let rigs = rigs();
+    let bounds = [None, Some(1200.0), Some(0.5)];
+    let widths = [1, 7, 8, 15, 64, 769, 2048, 2056, 4096, 5125, 14336, 16384, 16392];
+    for (i, width) in widths.into_iter().enumerate() {
+        let rows = random.range(1, 3);
+        let case = Case::random(&mut random, TYPES[i % 2], rows, width);
+        rigs.iter().for_each(|rig| case.check_e4m3(rig, bounds[i / 2 % 3]));
+    }
+    for rows in [1, 2, 17, 63, 64, 300] {
+        let (dtype, eights) = (random.pick(&TYPES), random.pick(&[1, 8]));
+        let width = random.range(1, 150 / eights) * eights;
+        Case::random(&mut random, dtype, rows, width).check_e4m3(random.one_of(&rigs), random.pick(&bounds));
+    }
+    // Rows of zeros, and with a NaN, whose scale is NaN.
+    for width in [64, 65] {
+        let mut case = Case { positions: None, ..Case::random(&mut random, Dtype::Bf16, 3, width) };
+        case.x[..width].fill(0.0);
+        case.x[case.stride + width - 1] = f64::NAN;
+        case.check_e4m3(&rigs[0], Some(1200.0));
+        let scales = case.run_e4m3(&rigs[0], Some(1200.0)).scales;
+        assert_eq!(f64::from_bits(scales[0]), f64::from(1f32 / (448.0 * 512.0)));
+        assert!(f64::from_bits(scales[1]).is_nan() && f64::from_bits(scales[2]) > 1e-6);
     }
 }
 
@@ -179,6 +266,10 @@ fn a_row_depends_on_itself_alone() {
 fn the_same_launch_gives_the_same_bits() {
     let case = Case::random(&mut Random::new("swiglu repeats"), Dtype::F16, 3, 2100);
     assert_the_same_each_time(&rigs(), |rig| bits(&case.run(rig).out));
+    assert_the_same_each_time(&rigs(), |rig| {
+        let run = case.run_e4m3(rig, Some(1200.0));
+        (run.q, run.scales)
+    });
 }
 
 #[test]
@@ -200,6 +291,13 @@ fn every_byte_moves_once() {
     assert_eq!(counters.global_store.bytes, 4 * 4096 * 2);
     assert_eq!(counters.global_load.sectors * 32, counters.global_load.bytes, "coalesced");
     assert_eq!(counters.global_store.sectors * 32, counters.global_store.bytes, "coalesced");
+
+    let counters = case.run_e4m3(&rig, Some(1200.0)).counters.expect("counters");
+    assert_eq!(counters.global_load.bytes, 4 * 8192 * 2);
+    assert_eq!(counters.global_store.bytes, 4 * (4096 + 4));
+    assert_eq!(counters.global_load.sectors * 32, counters.global_load.bytes, "coalesced");
+    assert_eq!(counters.global_store.sectors, 4 * (4096 / 32 + 1), "coalesced");
+    assert_eq!(counters.shared_load.wavefronts, counters.shared_load.ideal, "no bank conflicts");
 }
 
 /// Row 1 begins beyond 2^31 elements; row 0, which is dead, would lie in memory that there is not.
@@ -266,4 +364,34 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.gate.view = a.gate.view.slice(2..128), "gate: address");
     refused(&|a| a.out.stride = 33, "out: 128 bytes do not hold 65 elements");
     refused(&|a| a.positions = Some(a.gate.view.slice(0..4)), "positions: 4 bytes do not hold 2 elements");
+
+    let (mut q, mut scales) = (rig.poisoned(32, Dtype::Bf16), rig.poisoned(2, Dtype::F32));
+    let mut refused = |change: &dyn Fn(&mut SwigluArgs<E4m3Rows>), wanted: &str| {
+        let rows = Rows { view: x.view(), stride: 32 };
+        let mut args = SwigluArgs {
+            dtype: Dtype::Bf16,
+            rows: 2,
+            width: 32,
+            gate: rows,
+            up: rows,
+            out: E4m3Rows {
+                q: RowsMut { view: q.view_mut(), stride: 32 },
+                scales: scales.view_mut(),
+                bound: None,
+            },
+            positions: None,
+        };
+        change(&mut args);
+        let error = rig.kernels.swiglu.launch_e4m3(&rig.stream, &args).expect_err(wanted).to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    refused(&|a| a.dtype = Dtype::F32, "dtype: f32");
+    refused(&|a| a.width = 33, "gate: rows 32 elements apart overlap");
+    refused(&|a| a.out.q.stride = 31, "q: rows 31 elements apart overlap");
+    refused(&|a| a.out.q.stride = 33, "q: 64 bytes do not hold 65 elements");
+    refused(
+        &|a| (a.rows, a.width, a.gate.stride, a.up.stride, a.out.q.stride) = (3, 8, 8, 8, 8),
+        "scales: 8 bytes do not hold 3 elements",
+    );
+    refused(&|a| a.out.bound = Some(0.0), "bound: 0; supported are numbers over 0");
 }
