@@ -8,7 +8,12 @@ use std::{
 };
 
 use common::{golden_dir, greedy, load};
-use warploom::decode::{Generator, Limits, MAX_DRAFT, Policy, Request, Sampling};
+use warploom::{
+    backend::Cpu,
+    checkpoint::Checkpoint,
+    decode::{Generator, Limits, MAX_DRAFT, Policy, Request, Sampling},
+    model::Llama,
+};
 
 struct Counting;
 static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -31,7 +36,10 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn rounds_allocate_nothing() {
-    let llama = load(&golden_dir("gqa_bf16"), 256);
+    let mut quantised = Checkpoint::open(&golden_dir("gqa_bf16")).unwrap();
+    quantised.set_fp8(true).unwrap();
+    let quantised = Llama::new(&quantised, Cpu::new(), 256).unwrap();
+    let stored = load(&golden_dir("gqa_bf16"), 256);
     let sampled =
         Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, min_p: 0.01, repetition_penalty: 1.1, seed: 1 };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
@@ -42,10 +50,10 @@ fn rounds_allocate_nothing() {
         }
     });
     for policy in Policy::ALL {
-        for sampling in [Sampling::default(), sampled] {
+        for (sampling, llama) in [(Sampling::default(), &stored), (sampled, &stored), (sampled, &quantised)] {
             pool.install(|| {
                 let mut generator =
-                    Generator::new(&llama, Limits { sequences: 3, context: 256, max_draft: MAX_DRAFT })
+                    Generator::new(llama, Limits { sequences: 3, context: 256, max_draft: MAX_DRAFT })
                         .unwrap();
                 for i in 0..3 {
                     let prompt: Vec<u32> = (0..20 + i).collect();

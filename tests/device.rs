@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 use common::{
     bits_hash,
     distribution::{Counts, Joint, write_tiny},
-    golden_dir, greedy, ids, json, load, logits, run,
+    golden_dir, greedy, ids, json, load, logits, reference, run,
 };
 use warploom::{
     backend::{Backend, Gpu, Row},
@@ -254,6 +254,41 @@ fn prompts_in_pieces_and_shared_prefixes() {
     for lengths in [&[149][..], &[1, 63, 64, 21], &[65, 84], &[148, 1]] {
         let cut = after_prompts(&llama, &prompt, lengths);
         assert_eq!(bits_hash(&cut), alone.1[0], "a prompt in pieces of {lengths:?}");
+    }
+}
+
+/// With feed-forward weights in e4m3: drafts, prompts in pieces and batches in the bits of plain decoding, and logits
+/// that an f64 pass with the same quantising has, but for the rounding of activations.
+#[test]
+fn fp8_is_exact_and_as_the_formula() {
+    for name in ["gqa_bf16", "both_bias_bf16", "odd_all_f16"] {
+        let mut checkpoint = Checkpoint::open(&golden_dir(name)).unwrap();
+        let prompt: Vec<u32> = prompt(name).iter().cycle().take(20).copied().collect();
+        let stored = reference::logits(&checkpoint, &prompt);
+        // So that quantising changes much, most of it without regard to what lies between two codes, and may fall to either.
+        checkpoint.config.fp8_bound = Some(0.3);
+        checkpoint.set_fp8(true).unwrap();
+        let gpu = Gpu::new(device(), &checkpoint).unwrap();
+        let llama = Llama::new(&checkpoint, gpu, 64).unwrap();
+        let (got, want) = (logits(&llama, &prompt, 4), reference::logits(&checkpoint, &prompt));
+        let rms = |of: &dyn Fn(usize, usize) -> f64| {
+            let all = (0..want.len()).flat_map(|r| (0..want[r].len()).map(move |i| (r, i)));
+            all.map(|(r, i)| of(r, i).powi(2)).sum::<f64>().sqrt()
+        };
+        let error = rms(&|r, i| f64::from(got[r][i]) - want[r][i]);
+        let effect = rms(&|r, i| want[r][i] - stored[r][i]);
+        println!("{name}: off by {error} where quantising changes {effect}");
+        assert!(error < 0.05 * effect, "{name}: off by {error} where quantising changes {effect}");
+
+        let plain = run(&llama, vec![greedy(&prompt, 6)], 64).remove(0);
+        for (exit_layer, draft) in [(1, 5), (3, 2)] {
+            let request = drafting(greedy(&prompt, 6), exit_layer, draft, 0.0);
+            assert_equal(&format!("{name}, exit {exit_layer}"), &run(&llama, vec![request], 64)[0], &plain);
+        }
+        let batch = vec![greedy(&prompt[..7], 3), drafting(greedy(&prompt, 6), 2, 4, 0.0)];
+        assert_equal(&format!("{name}, in a batch"), &run(&llama, batch, 64)[1], &plain);
+        let cut = after_prompts(&llama, &prompt, &[1, 11, 7]);
+        assert_eq!(bits_hash(&cut), plain.1[0], "{name}: a prompt in pieces");
     }
 }
 

@@ -144,6 +144,41 @@ fn eval_reports_what_the_library_measures() {
     assert!(table.contains("100.00 %") && table.contains("in 1 window;"), "{table}");
 }
 
+/// With `--fp8`: the quantised model's exits, and what the library measures of both.
+#[test]
+fn eval_shows_what_fp8_changes() {
+    let (_dir, path) = file("text", TEXT.as_bytes());
+    let stored = json(&["eval", "--model", GQA, "--text", &path, "--json"]);
+    let report = json(&["eval", "--model", GQA, "--text", &path, "--fp8", "--json"]);
+    let evaluation = |fp8| {
+        let mut checkpoint = Checkpoint::open(Path::new(GQA)).unwrap();
+        checkpoint.set_fp8(fp8).unwrap();
+        let tokenizer = Tokenizer::from_dir(Path::new(GQA), checkpoint.config.vocab).unwrap();
+        let ids = tokenizer.encode_text(TEXT).unwrap();
+        let context = checkpoint.config.context.min(2048);
+        let windows = Windows { context, bos: tokenizer.leading_ids().first().copied() };
+        let llama = Llama::new(&checkpoint, Cpu::new(), context).unwrap();
+        evaluate(&llama, &ids, windows, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    };
+    let (before, after) = (evaluation(false), evaluation(true));
+    let last = |report: &Value| number(&report["exits"].as_array().unwrap().last().unwrap()["loss"]);
+    assert_eq!(last(&stored), before.exits[3].loss);
+    assert_eq!(last(&report), after.exits[3].loss);
+    assert_ne!(last(&report), last(&stored));
+    let fp8 = &report["fp8"];
+    assert_eq!(number(&fp8["stored_loss"]), before.exits[3].loss);
+    assert!((number(&fp8["loss_change"]) - (last(&report) - last(&stored))).abs() < 1e-12);
+    let change = after.exits[3].perplexity() - before.exits[3].perplexity();
+    assert!((number(&fp8["perplexity_change"]) - change).abs() < 1e-9);
+    let equal = before.choices.iter().zip(&after.choices).filter(|(a, b)| a == b).count();
+    assert_eq!(number(&fp8["agreement"]), equal as f64 / before.choices.len() as f64);
+    assert_eq!(before.choices.len(), before.tokens);
+
+    let table = stdout(&["eval", "--model", GQA, "--text", &path, "--fp8"]);
+    assert!(table.contains("stored") && table.contains("same greedy token at"), "{table}");
+    failed(&["eval", "--model", "tests/golden_extra/f32", "--text", &path, "--fp8"], 1, "--fp8");
+}
+
 #[test]
 fn without_a_model_both_use_the_demo() {
     let exits = json(&["logits", "--prompt", "In the beginning", "--json"]);

@@ -140,6 +140,8 @@ pub trait Backend: Send + Sync {
     type Logits: Send + Sync;
     /// The keys and values of every layer, in pages.
     type Kv: Send + Sync;
+    /// A matrix of activations in e4m3, with a scale for each row.
+    type Quantised: Send + Sync;
     /// The rows of a pass, where the operations want them.
     type Rows: Send + Sync;
     /// Rounds that stay on the device; [`Infallible`](std::convert::Infallible) where the host drives them.
@@ -165,6 +167,8 @@ pub trait Backend: Send + Sync {
     }
     /// A buffer of `rows × width` numbers.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
+    /// Room for `rows × width` numbers in e4m3, and a scale for each row.
+    fn quantised(&self, rows: usize, width: usize) -> Result<Self::Quantised>;
     /// Logits of `rows` rows.
     fn logits(&self, rows: usize, vocab: usize) -> Result<Self::Logits>;
     /// Room for the pages that `cache` keeps book of, in each of `layers` layers.
@@ -197,6 +201,23 @@ pub trait Backend: Send + Sync {
     fn linear(
         &self,
         input: Input<Self>,
+        projections: &[Projection<Self::Weight>],
+        out: &mut Self::Buffer,
+        width: usize,
+        epilogue: Epilogue,
+        class: RowClass,
+    ) -> Result<()>;
+    /// The rows of `input` in e4m3: of each, scale = max(min(max|x|, `bound`) / 448, 1 / (448 · 512)) and the numbers
+    /// nearest to x / scale (arXiv 2407.21783, section 6). Rows of `input` are `width` wide.
+    fn quantise(&self, input: Input<Self>, width: usize, bound: f32, out: &mut Self::Quantised)
+    -> Result<()>;
+    /// [`Backend::linear`] of the first `rows` rows that [`Backend::quantise`] left in `x`, by weights in e4m3: sums are
+    /// multiplied by the scale of the row and that of the output before the bias is added.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_fp8(
+        &self,
+        x: &Self::Quantised,
+        rows: usize,
         projections: &[Projection<Self::Weight>],
         out: &mut Self::Buffer,
         width: usize,

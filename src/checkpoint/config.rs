@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     Dtype, file,
+    fp8::ACTIVATION_BOUND,
     json::{self, Fields},
     rope::{self, Rope, RopeScaling},
 };
@@ -77,6 +78,9 @@ pub struct Config {
     pub eos: Vec<u32>,
     /// `dtype` or `torch_dtype`, if it is one that can be run: a hint, the tensors' own dtypes decide.
     pub dtype: Option<Dtype>,
+    /// Some for `fbgemm_fp8` checkpoints: `activation_scale_ub`, the bound of the activations that are quantised. Which
+    /// weights are e4m3, their own dtypes say.
+    pub fp8_bound: Option<f32>,
 }
 
 impl Config {
@@ -124,14 +128,8 @@ impl Config {
             }
             None => return Err(fields.error("model_type", "is missing; it must be llama or mistral")),
         };
-        if let Some(quantization) = fields.object("quantization_config", "quantization_config.")? {
-            let method = quantization.text("quant_method")?.unwrap_or("without a quant_method");
-            let reason = format!(
-                "quantisation '{}' is not supported; use a checkpoint with f32, f16 or bf16 weights",
-                printable(method)
-            );
-            return Err(fields.error("quantization_config", reason));
-        }
+        let quantization = fields.object("quantization_config", "quantization_config.")?;
+        let fp8_bound = quantization.as_ref().map(fp8_bound).transpose()?;
         match fields.text("hidden_act")? {
             None | Some("silu") => {}
             Some(other) => {
@@ -209,6 +207,7 @@ impl Config {
             dtype: ["dtype", "torch_dtype"]
                 .iter()
                 .find_map(|name| fields.get(name)?.as_str().and_then(Dtype::from_torch)),
+            fp8_bound,
         };
         match config.checked_parameters() {
             Some(count) if count <= limit::PARAMETERS => Ok(config),
@@ -286,6 +285,27 @@ pub const HEAD: &str = "lm_head.weight";
 
 fn elements(shape: &[usize]) -> Option<u64> {
     shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64))
+}
+
+/// The bound of activations of a `quantization_config`, which must be one that can be run.
+fn fp8_bound(quantization: &Fields) -> Result<f32> {
+    match quantization.text("quant_method")? {
+        Some("fbgemm_fp8") => {}
+        method => {
+            let reason = format!(
+                "quantisation '{}' is not supported; use a checkpoint in fbgemm_fp8 or with f32, f16 or bf16 weights",
+                printable(method.unwrap_or("without a quant_method"))
+            );
+            return Err(quantization.error("quant_method", reason));
+        }
+    }
+    let bound = quantization.number("activation_scale_ub", Some(f64::from(ACTIVATION_BOUND)), 1e-3..=1e30)?;
+    match quantization.get("modules_to_not_convert") {
+        None => {}
+        Some(Value::Array(names)) if names.iter().all(Value::is_string) => {}
+        Some(_) => return Err(quantization.error("modules_to_not_convert", "is no list of names")),
+    }
+    Ok(bound as f32)
 }
 
 /// A token id: a whole number that fits 32 bits.

@@ -41,11 +41,12 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The bytes of one weights file: mapped, or part of the program. Cheap to clone.
+/// The bytes of one weights file: mapped, or part of the program; or those of a weight that was made when loaded. Cheap to clone.
 #[derive(Clone)]
 pub(super) enum Storage {
     Mapped(Arc<Mmap>),
     Static(&'static [u8]),
+    Owned(Arc<[u8]>),
 }
 
 impl Storage {
@@ -73,6 +74,7 @@ impl Storage {
         match self {
             Storage::Mapped(map) => map,
             Storage::Static(bytes) => bytes,
+            Storage::Owned(bytes) => bytes,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Start from [`Footprint`]: bytes of layers, head and KV cache. [`speedup`] is the cost formula of one
 //! self-speculative round; [`best_draft`] and [`best_exit`] search it.
 
-use super::{Checkpoint, Config, Dtype};
+use super::{Checkpoint, Config, Dtype, weights::feed_forward_layer};
 use crate::{
     error::Result,
     mask::{Mask, Pattern},
@@ -30,19 +30,28 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// The footprint of a model whose weights all have `dtype`.
-    pub fn of_config(config: &Config, dtype: Dtype) -> Footprint {
+    /// The footprint of a model whose weights have `dtype`, but for the feed-forward weights that are e4m3 with `fp8`, or
+    /// because the checkpoint is in `fbgemm_fp8`: those of the inner layers.
+    pub fn of_config(config: &Config, dtype: Dtype, fp8: bool) -> Footprint {
+        let fp8 = fp8 || config.fp8_bound.is_some();
         let bytes = |shape: &[usize]| bytes_of(shape, dtype);
-        let layer = config.layer_tensors(0).iter().map(|(_, shape)| bytes(shape)).sum();
-        Footprint::new(
-            config,
-            config.parameters() * dtype.size() as u64,
-            vec![layer; config.layers],
-            bytes(&[config.vocab, config.hidden]),
-        )
+        let layer = |index: usize| -> u64 {
+            let inner = fp8 && index > 0 && index + 1 < config.layers;
+            let of = |(name, shape): &(String, Vec<usize>)| match inner && feed_forward_layer(name).is_some()
+            {
+                true => bytes_of(shape, Dtype::E4m3) + 4 * shape[0] as u64,
+                false => bytes(shape),
+            };
+            config.layer_tensors(index).iter().map(of).sum()
+        };
+        let layers: Vec<u64> = (0..config.layers).map(layer).collect();
+        let head = bytes(&[config.vocab, config.hidden]);
+        let tables = if config.tied { head } else { 2 * head };
+        let weights = layers.iter().sum::<u64>() + tables + bytes(&[config.hidden]);
+        Footprint::new(config, weights, layers, head)
     }
 
-    /// The footprint of an opened checkpoint, with the dtypes that its tensors have.
+    /// The footprint of an opened checkpoint, with the dtypes in which a model takes its tensors.
     ///
     /// # Errors
     /// None for a checkpoint whose `config` was not changed after it was opened.
@@ -51,7 +60,7 @@ impl Footprint {
         let bytes = |tensors: &mut dyn Iterator<Item = (String, Vec<usize>)>| -> Result<u64> {
             let mut sum = 0;
             for (name, shape) in tensors {
-                sum += checkpoint.tensor(&name, &shape)?.bytes().len() as u64;
+                sum += checkpoint.loaded(&name, &checkpoint.tensor(&name, &shape)?).1 as u64;
             }
             Ok(sum)
         };
@@ -59,7 +68,7 @@ impl Footprint {
         let layers = (0..config.layers)
             .map(|layer| bytes(&mut config.layer_tensors(layer).into_iter()))
             .collect::<Result<_>>()?;
-        Ok(Footprint::new(config, weights, layers, checkpoint.head()?.bytes().len() as u64))
+        Ok(Footprint::new(config, weights, layers, checkpoint.head()?.size() as u64))
     }
 
     fn new(config: &Config, weight_bytes: u64, layer_bytes: Vec<u64>, head_bytes: u64) -> Footprint {

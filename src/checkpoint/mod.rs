@@ -6,6 +6,7 @@
 mod config;
 mod file;
 pub mod footprint;
+pub mod fp8;
 mod hub;
 mod json;
 mod rope;

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Config, EMBEDDING, HEAD,
     file::{self, Storage},
+    fp8::{self, ACTIVATION_BOUND, Fp8},
     safetensors,
 };
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub enum Dtype {
     F16,
     /// bfloat16: the upper half of a single.
     Bf16,
+    /// 8 bits, `F8_E4M3`, with a scale for each row: see [`fp8`](super::fp8).
+    E4m3,
 }
 
 impl Dtype {
@@ -46,6 +49,7 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::E4m3 => 1,
         }
     }
 
@@ -66,6 +70,7 @@ impl fmt::Display for Dtype {
             Dtype::F32 => "f32",
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
+            Dtype::E4m3 => "e4m3",
         })
     }
 }
@@ -78,9 +83,26 @@ pub struct Tensor {
     columns: usize,
     storage: Storage,
     range: Range<usize>,
+    /// Of e4m3 alone.
+    fp8: Option<Fp8>,
 }
 
 impl Tensor {
+    /// A matrix of e4m3 codes.
+    pub(super) fn e4m3(storage: Storage, range: Range<usize>, rows: usize, columns: usize, fp8: Fp8) -> Self {
+        Tensor { dtype: Dtype::E4m3, rows, columns, storage, range, fp8: Some(fp8) }
+    }
+
+    /// The scales of a matrix in e4m3; None for other types.
+    pub fn fp8(&self) -> Option<&Fp8> {
+        self.fp8.as_ref()
+    }
+
+    /// Bytes that a pass reads of it: elements and scales.
+    pub fn size(&self) -> usize {
+        self.range.len() + self.fp8.as_ref().map_or(0, |fp8| 4 * fp8.scales.len())
+    }
+
     /// Type of the elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -119,6 +141,8 @@ pub struct Checkpoint {
     files: Vec<WeightFile>,
     /// File (index into `files`) of each tensor of the model.
     places: HashMap<String, usize>,
+    /// Whether feed-forward weights are quantised when a model takes them.
+    to_fp8: bool,
 }
 
 /// An opened safetensors file.
@@ -205,15 +229,77 @@ impl Checkpoint {
     ) -> Result<Checkpoint> {
         let mut known = HashMap::new();
         for (name, _) in config.tensors() {
-            if let Some((name, file)) = places.remove_entry(&name) {
-                known.insert(name, file);
+            let scales = scales_of(&name);
+            for name in [name, scales] {
+                if let Some((name, file)) = places.remove_entry(&name) {
+                    known.insert(name, file);
+                }
             }
         }
-        let checkpoint = Checkpoint { config, path, files, places: known };
+        let checkpoint = Checkpoint { config, path, files, places: known, to_fp8: false };
         for (name, shape) in checkpoint.config.tensors() {
             checkpoint.tensor(&name, &shape)?;
         }
         Ok(checkpoint)
+    }
+
+    /// Whether models take the feed-forward weights in e4m3, quantised when they are loaded, but for those of the first and of
+    /// the last layer (arXiv 2407.21783, section 6). Weights that are e4m3 on disk are so either way.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is nothing to quantise: in a model of fewer than three layers, or where all is e4m3 on
+    /// disk.
+    pub fn set_fp8(&mut self, fp8: bool) -> Result<()> {
+        self.to_fp8 = fp8;
+        if !fp8 {
+            return Ok(());
+        }
+        for (name, shape) in self.config.tensors() {
+            if self.quantises(&name) && self.tensor(&name, &shape)?.dtype != Dtype::E4m3 {
+                return Ok(());
+            }
+        }
+        self.to_fp8 = false;
+        let reason = match self.config.layers {
+            layers @ 0..3 => {
+                format!("the first and the last layer stay as they are, and this model has {layers}")
+            }
+            _ => "the feed-forward weights of this checkpoint are fp8 already".into(),
+        };
+        Err(Error::argument("--fp8", format!("there is nothing to quantise: {reason}")))
+    }
+
+    /// The weight `name` as a model takes it: as it is stored, or quantised ([`Checkpoint::set_fp8`]). The codes of
+    /// e4m3 are looked through for NaN.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`]; [`Error::Tensor`] for e4m3 that holds NaN, and for a weight to quantise that is not finite
+    /// or finds no memory.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.tensor(name, shape)?;
+        let named = |result| fp8::named(&self.path, name, result);
+        if tensor.dtype == Dtype::E4m3 {
+            let numbers = fp8::check_numbers(&tensor);
+            return named(if numbers { Ok(tensor) } else { Err("holds NaN".into()) });
+        }
+        if self.quantises(name) {
+            let bound = self.config.fp8_bound.unwrap_or(ACTIVATION_BOUND);
+            return named(fp8::quantise(&tensor, bound));
+        }
+        Ok(tensor)
+    }
+
+    /// What [`Checkpoint::weight`] will give of `tensor`, the weight `name`: its type and what a pass reads of it in bytes.
+    pub fn loaded(&self, name: &str, tensor: &Tensor) -> (Dtype, usize) {
+        match tensor.dtype != Dtype::E4m3 && self.quantises(name) {
+            true => (Dtype::E4m3, tensor.rows * (tensor.columns + 4)),
+            false => (tensor.dtype, tensor.size()),
+        }
+    }
+
+    fn quantises(&self, name: &str) -> bool {
+        self.to_fp8
+            && feed_forward_layer(name).is_some_and(|layer| layer > 0 && layer + 1 < self.config.layers)
     }
 
     /// The weight `name`, which must have exactly `shape`: one or two dimensions.
@@ -221,7 +307,8 @@ impl Checkpoint {
     /// Weights that [`Config::tensors`] lists cannot fail; others are not kept.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is missing, of another shape, or neither f32, f16 nor bf16.
+    /// [`Error::Tensor`] if it is missing, of another shape, or neither f32, f16 nor bf16; nor e4m3, in a feed-forward
+    /// matrix of an `fbgemm_fp8` checkpoint, with a scale over 0 for each row in `weight_scale`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let fail = |path: &Path, reason: String| Error::Tensor {
             path: path.to_owned(),
@@ -254,6 +341,11 @@ impl Checkpoint {
             ::safetensors::Dtype::F32 => Dtype::F32,
             ::safetensors::Dtype::F16 => Dtype::F16,
             ::safetensors::Dtype::BF16 => Dtype::Bf16,
+            ::safetensors::Dtype::F8_E4M3 => {
+                let fp8 = self.fp8_of(name, file, shape)?;
+                let range = file.data + info.data_offsets.0..file.data + info.data_offsets.1;
+                return Ok(Tensor::e4m3(file.storage.clone(), range, shape[0], shape[1], fp8));
+            }
             other => {
                 return Err(fail(
                     &file.path,
@@ -268,7 +360,33 @@ impl Checkpoint {
         };
         // The header's parser has held offsets to the file's length and to the shape.
         let range = file.data + info.data_offsets.0..file.data + info.data_offsets.1;
-        Ok(Tensor { dtype, rows, columns, storage: file.storage.clone(), range })
+        Ok(Tensor { dtype, rows, columns, storage: file.storage.clone(), range, fp8: None })
+    }
+
+    /// What belongs to `name`, which `file` holds in e4m3.
+    fn fp8_of(&self, name: &str, file: &WeightFile, shape: &[usize]) -> Result<Fp8> {
+        let fail = |reason: &str| fp8::refuse(&file.path, name, reason.into());
+        let Some(bound) = self.config.fp8_bound else {
+            return Err(fail(
+                "has dtype F8_E4M3, but config.json has no quantization_config that says how to read it",
+            ));
+        };
+        if feed_forward_layer(name).is_none() || shape.len() != 2 {
+            return Err(fail(
+                "has dtype F8_E4M3, which is supported for gate_proj, up_proj and down_proj alone (the others belong in \
+                 modules_to_not_convert)",
+            ));
+        }
+        let scales_name = scales_of(name);
+        let Some(&index) = self.places.get(&scales_name) else {
+            return Err(fail("has dtype F8_E4M3, but its scales, weight_scale, are missing"));
+        };
+        let of_file = &self.files[index];
+        let found = of_file.metadata.info(&scales_name).map(|info| info.shape.as_slice());
+        let shape = if found == Some(&[shape[0]]) { vec![shape[0]] } else { vec![shape[0], 1] };
+        let tensor = self.tensor(&scales_name, &shape)?;
+        let scales = fp8::named(&of_file.path, &scales_name, fp8::read_scales(&tensor))?;
+        Ok(Fp8 { scales, bound })
     }
 
     /// The head, `[vocab, hidden]`: `lm_head.weight`, or the embedding if they are tied.
@@ -294,6 +412,19 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// The name of the scales of `weight`.
+fn scales_of(weight: &str) -> String {
+    format!("{weight}_scale")
+}
+
+/// The layer whose feed-forward matrix `name` is; None for other weights.
+pub(super) fn feed_forward_layer(name: &str) -> Option<usize> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let matrix = rest.strip_prefix("mlp.")?;
+    let is_matrix = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"].contains(&matrix);
+    layer.parse().ok().filter(|_| is_matrix)
 }
 
 impl fmt::Debug for Checkpoint {

@@ -25,11 +25,11 @@ const DEFAULT_WINDOW: usize = 2048;
 /// Measure loss, perplexity and agreement with the last layer at every exit, over a text
 ///
 /// The text is cut into windows of --context tokens (2048, or as many as the model has), each of them begun
-/// with BOS if the tokenizer adds one.
+/// with BOS if the tokenizer adds one. With --fp8 it is measured twice, as stored and quantised, and what that changes is shown.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   warploom eval --text README.md
-  warploom eval --text README.md --context 128 --json")]
+  warploom eval --text README.md --context 128 --fp8 --json")]
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -37,7 +37,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// Print one JSON object: tokens, windows, context, interrupted, and for each exit its layer, loss (nats a token),
-    /// perplexity and agreement
+    /// perplexity and agreement; with --fp8 these of the quantised model, and fp8: what that changes
     #[arg(long)]
     json: bool,
 }
@@ -51,15 +51,39 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if text.is_empty() {
         return Err(Error::file(&args.text, "is empty; there is nothing to predict"));
     }
-    let loaded = Loaded::open(&args.model)?;
+    let mut loaded = Loaded::open(&args.model)?;
     let tokenizer = loaded.tokenizer()?;
     let (bos, tokens) = (tokenizer.leading_ids().first().copied(), tokenizer.encode_text(&text)?);
     drop(text);
     let windows = Windows { context: loaded.context(DEFAULT_WINDOW)?, bos };
 
+    let stored = match args.model.fp8() {
+        false => None,
+        true => {
+            loaded.checkpoint.set_fp8(false)?;
+            let stored = measure(&loaded, &tokens, windows, "as stored ")?;
+            loaded.checkpoint.set_fp8(true)?;
+            Some(stored)
+        }
+    };
+    let label = if stored.is_some() { "in fp8 " } else { "" };
+    // What was interrupted is not gone on with.
+    let evaluation = match stored {
+        Some(stored) if stored.interrupted => {
+            output::note("interrupted before anything was measured in fp8");
+            return report(&args, &stored, None, windows.context);
+        }
+        _ => measure(&loaded, &tokens, windows, label)?,
+    };
+    report(&args, &evaluation, stored.map(|stored| Change::of(&stored, &evaluation)), windows.context)
+}
+
+/// Evaluates the model as `loaded` has it, with a progress bar on terminals.
+fn measure(loaded: &Loaded, tokens: &[u32], windows: Windows, label: &str) -> Result<Evaluation> {
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal { ProgressBar::no_length() } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} tokens, {per_sec}, {eta} left") {
+    let template = format!("{label}{{bar:30}} {{pos}}/{{len}} tokens, {{per_sec}}, {{eta}} left");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style);
     }
     let interrupted = interrupt::flag();
@@ -71,14 +95,45 @@ pub fn run(args: EvalArgs) -> Result<()> {
             false => ControlFlow::Continue(()),
         }
     };
-    let evaluation =
-        loaded.run(DEFAULT_WINDOW, Measure { tokens: &tokens, windows, progress: &mut progress })?;
+    let evaluation = loaded.run(DEFAULT_WINDOW, Measure { tokens, windows, progress: &mut progress })?;
     bar.finish_and_clear();
     if evaluation.interrupted {
-        output::note(&format!("interrupted after {} of {} tokens", evaluation.tokens, tokens.len()));
+        output::note(&format!("{label}interrupted after {} of {} tokens", evaluation.tokens, tokens.len()));
     }
-    let text = if args.json { json_text(&evaluation, windows.context) } else { table(&evaluation) };
+    Ok(evaluation)
+}
+
+fn report(args: &EvalArgs, evaluation: &Evaluation, change: Option<Change>, context: usize) -> Result<()> {
+    let text = match args.json {
+        true => json_text(evaluation, change, context),
+        false => table(evaluation, change),
+    };
     output::write(&text).map(drop)
+}
+
+/// What quantising changed, after the last layer.
+struct Change {
+    /// Losses in nats a token, as stored and in fp8.
+    losses: [f64; 2],
+    perplexities: [f64; 2],
+    /// Share of positions where both find the same token most probable.
+    agreement: f64,
+}
+
+impl Change {
+    fn of(stored: &Evaluation, quantised: &Evaluation) -> Change {
+        let last =
+            |evaluation: &Evaluation| evaluation.exits.last().map(|exit| (exit.loss, exit.perplexity()));
+        // Of what both have measured: one may have been interrupted.
+        let pairs = stored.choices.iter().zip(&quantised.choices);
+        let (equal, all) = pairs.fold((0, 0), |(equal, all), (a, b)| (equal + usize::from(a == b), all + 1));
+        let both = [stored, quantised].map(|e| last(e).unwrap_or((f64::NAN, f64::NAN)));
+        Change {
+            losses: both.map(|(loss, _)| loss),
+            perplexities: both.map(|(_, perplexity)| perplexity),
+            agreement: equal as f64 / all.max(1) as f64,
+        }
+    }
 }
 
 /// The evaluation of a text.
@@ -98,7 +153,7 @@ impl Job for Measure<'_> {
     }
 }
 
-fn json_text(evaluation: &Evaluation, context: usize) -> String {
+fn json_text(evaluation: &Evaluation, change: Option<Change>, context: usize) -> String {
     let exits = evaluation.exits.iter().map(|exit| {
         json!({
             "layer": exit.layer,
@@ -107,17 +162,26 @@ fn json_text(evaluation: &Evaluation, context: usize) -> String {
             "agreement": exit.agreement,
         })
     });
-    let report = json!({
+    let mut report = json!({
         "tokens": evaluation.tokens,
         "windows": evaluation.windows,
         "context": context,
         "interrupted": evaluation.interrupted,
         "exits": exits.collect::<Vec<_>>(),
     });
+    if let Some(Change { losses: [stored, fp8], perplexities, agreement }) = change {
+        report["fp8"] = json!({
+            "stored_loss": stored,
+            "loss_change": fp8 - stored,
+            "stored_perplexity": perplexities[0],
+            "perplexity_change": perplexities[1] - perplexities[0],
+            "agreement": agreement,
+        });
+    }
     format!("{report}\n")
 }
 
-fn table(evaluation: &Evaluation) -> String {
+fn table(evaluation: &Evaluation, change: Option<Change>) -> String {
     let Evaluation { tokens, windows, exits, .. } = evaluation;
     let mut out = String::from("layer      loss   perplexity   agreement with the last layer\n");
     for exit in exits {
@@ -133,5 +197,22 @@ fn table(evaluation: &Evaluation) -> String {
     }
     let plural = if *windows == 1 { "" } else { "s" };
     let _ = writeln!(out, "\n{tokens} tokens in {windows} window{plural}; loss in nats a token");
+    if let Some(Change { losses, perplexities, agreement }) = change {
+        let [loss, perplexity] = [losses, perplexities].map(|[stored, fp8]| (stored, fp8, fp8 - stored));
+        let _ = write!(
+            out,
+            "\n                 stored       fp8    change\n\
+             loss           {:>8.4}  {:>8.4}  {:>+8.4}\n\
+             perplexity     {:>8.2}  {:>8.2}  {:>+8.3}\n\
+             same greedy token at {:.2} % of the positions\n",
+            loss.0,
+            loss.1,
+            loss.2,
+            perplexity.0,
+            perplexity.1,
+            perplexity.2,
+            100.0 * agreement
+        );
+    }
     out
 }

@@ -36,6 +36,9 @@ pub struct InspectArgs {
     /// Tokens to compute the memory for [default: the model's own limit]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// With the feed-forward weights in fp8, but for the first and the last layer's
+    #[arg(long)]
+    fp8: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,8 +51,8 @@ pub struct InspectArgs {
 pub fn run(args: InspectArgs) -> Result<()> {
     let name = args.folder.or(args.model);
     let report = match &name {
-        Some(name) => Report::of_folder(&resolve_model(name)?, args.context)?,
-        None => Report::of_checkpoint(demo::checkpoint()?, args.context)?,
+        Some(name) => Report::of_folder(&resolve_model(name)?, args.context, args.fp8)?,
+        None => Report::of_checkpoint(demo::checkpoint()?, args.context, args.fp8)?,
     };
     let text = match args.json {
         true => format!("{:#}\n", report.json()),
@@ -70,22 +73,25 @@ struct Report {
 }
 
 impl Report {
-    fn of_folder(dir: &Path, context: Option<usize>) -> Result<Report> {
+    fn of_folder(dir: &Path, context: Option<usize>, fp8: bool) -> Result<Report> {
         if !dir.is_dir() || Checkpoint::has_weights(dir) {
-            return Report::of_checkpoint(Checkpoint::open(dir)?, context);
+            return Report::of_checkpoint(Checkpoint::open(dir)?, context, fp8);
         }
         // A folder without weights is described by its config alone.
         let config = Config::from_dir(dir)?;
         let dtype = config.dtype.unwrap_or(Dtype::F32);
-        let footprint = Footprint::of_config(&config, dtype);
-        Report::new(config, vec![dtype], false, footprint, context)
+        let footprint = Footprint::of_config(&config, dtype, fp8);
+        let has_fp8 = config.layers > 2 && (fp8 || config.fp8_bound.is_some());
+        let dtypes = if has_fp8 { vec![dtype, Dtype::E4m3] } else { vec![dtype] };
+        Report::new(config, dtypes, false, footprint, context)
     }
 
-    fn of_checkpoint(checkpoint: Checkpoint, context: Option<usize>) -> Result<Report> {
+    fn of_checkpoint(mut checkpoint: Checkpoint, context: Option<usize>, fp8: bool) -> Result<Report> {
+        checkpoint.set_fp8(fp8)?;
         let footprint = Footprint::of_checkpoint(&checkpoint)?;
         let mut dtypes = Vec::new();
         for (name, shape) in checkpoint.config.tensors() {
-            let dtype = checkpoint.tensor(&name, &shape)?.dtype();
+            let dtype = checkpoint.loaded(&name, &checkpoint.tensor(&name, &shape)?).0;
             if !dtypes.contains(&dtype) {
                 dtypes.push(dtype);
             }

@@ -46,9 +46,18 @@ pub struct ModelArgs {
     /// the checkpoint's]
     #[arg(long, value_name = "MASK", value_parser = value::<Mask>)]
     attention: Option<Mask>,
+    /// Quantise the feed-forward weights to fp8 (e4m3, a scale for each row) when they are loaded, but for the first and the
+    /// last layer's; activations that meet them are quantised row by row
+    #[arg(long)]
+    fp8: bool,
 }
 
 impl ModelArgs {
+    /// Whether `--fp8` was given.
+    pub fn fp8(&self) -> bool {
+        self.fp8
+    }
+
     fn pool(&self) -> Result<ThreadPool> {
         if self.threads > MAX_THREADS {
             let reason = format!(
@@ -130,7 +139,7 @@ impl Loaded {
         let device = args.device()?;
         let pool = args.pool()?;
         let folder = args.model.as_deref().map(resolve_model).transpose()?;
-        let (checkpoint, optional_tokenizer) = match &folder {
+        let (mut checkpoint, optional_tokenizer) = match &folder {
             None => {
                 let checkpoint = demo::checkpoint()?;
                 let tokenizer = demo::tokenizer(checkpoint.config.vocab)?;
@@ -146,6 +155,7 @@ impl Loaded {
                 (checkpoint, tokenizer)
             }
         };
+        checkpoint.set_fp8(args.fp8)?;
         let loaded = Loaded {
             checkpoint,
             optional_tokenizer,
@@ -253,11 +263,14 @@ impl Loaded {
     }
 
     fn run_on<B: Backend, J: Job>(&self, backend: B, needed: usize, job: J) -> Result<J::Output> {
-        let mut llama = Llama::new(&self.checkpoint, backend, self.context(needed)?)?;
-        if let Some(mask) = self.attention {
-            llama.set_mask(mask);
-        }
-        self.pool.install(|| job.run(&llama))
+        let context = self.context(needed)?;
+        self.pool.install(|| {
+            let mut llama = Llama::new(&self.checkpoint, backend, context)?;
+            if let Some(mask) = self.attention {
+                llama.set_mask(mask);
+            }
+            job.run(&llama)
+        })
     }
 }
 

@@ -96,6 +96,8 @@ pub struct Evaluation {
     pub windows: usize,
     /// One for each exit, 1 to L layers.
     pub exits: Vec<ExitQuality>,
+    /// The last layer's most probable token for each token that was predicted.
+    pub choices: Vec<u32>,
     /// Whether it was ended early: `tokens` is then only a part of the text.
     pub interrupted: bool,
 }
@@ -159,6 +161,7 @@ pub fn evaluate<B: Backend>(
     let mut sums = vec![Sums::default(); layers];
     // The choices of every exit, [layers, rows]: the last layer's are known last.
     let mut choices = vec![0; layers * rows];
+    let mut chosen = Vec::with_capacity(targets.len());
     let (mut done, mut begun, mut interrupted) = (0, 0, false);
     'windows: for window in targets.chunks(context) {
         pass.restart()?;
@@ -179,6 +182,7 @@ pub fn evaluate<B: Backend>(
             for (sum, choices) in sums.iter_mut().zip(choices.chunks(rows)) {
                 sum.agreed += last.iter().zip(choices).filter(|(a, b)| a == b).count();
             }
+            chosen.extend_from_slice(last);
             done += predicted.len();
             if progress(done, targets.len()).is_break() {
                 interrupted = done < targets.len();
@@ -191,7 +195,7 @@ pub fn evaluate<B: Backend>(
         loss: sum.loss / done as f64,
         agreement: sum.agreed as f64 / done as f64,
     });
-    Ok(Evaluation { tokens: done, windows: begun, exits: exits.collect(), interrupted })
+    Ok(Evaluation { tokens: done, windows: begun, exits: exits.collect(), choices: chosen, interrupted })
 }
 
 /// What is added up for one exit.

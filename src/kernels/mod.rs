@@ -143,6 +143,7 @@ impl Dtype {
             Dtype::Bf16 => params::WL_BF16,
             Dtype::F16 => params::WL_F16,
             Dtype::F32 => params::WL_F32,
+            Dtype::E4m3 => params::WL_E4M3,
         }
     }
 }
@@ -164,7 +165,7 @@ impl<F> Half<F> {
         match dtype {
             Dtype::Bf16 => Ok(&self.bf16),
             Dtype::F16 => Ok(&self.f16),
-            Dtype::F32 => Err(Error::argument("dtype", "f32; supported are bf16 and f16")),
+            other => Err(Error::argument("dtype", format!("{other}; supported are bf16 and f16"))),
         }
     }
 }

@@ -75,11 +75,14 @@ impl RmsNorm {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &RmsNormArgs) -> Result<()> {
         let &RmsNormArgs { dtype, rows, width, .. } = args;
+        let Some(functions) = self.functions.get(dtype.code() as usize) else {
+            return Check::of("dtype").refuse(format!("{dtype}; supported are bf16, f16 and f32"));
+        };
         let mut p = args.params()?;
         p.y_type = dtype.code();
         (p.y, p.y_stride) = Check::of("y").rows_mut(&args.y, rows, width, dtype.size())?;
         // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
-        unsafe { enqueue(stream, &self.functions[dtype.code() as usize], &p) }
+        unsafe { enqueue(stream, functions, &p) }
     }
 
     /// Enqueues the kernel that makes e4m3 of y: what [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes of the y of

@@ -45,6 +45,8 @@ struct Layer<W> {
 struct Linear<W> {
     weight: W,
     bias: Option<W>,
+    /// The bound of what it is multiplied with, if it is e4m3.
+    fp8_bound: Option<f32>,
 }
 
 impl<W> Linear<W> {
@@ -70,6 +72,8 @@ struct Activations<B: Backend> {
     qkv: B::Buffer,
     attended: B::Buffer,
     gated: B::Buffer,
+    /// What products in e4m3 read, `[rows, max(hidden, intermediate)]`; None without such weights.
+    quantised: Option<B::Quantised>,
 }
 
 impl<B: Backend> Work<B> {
@@ -112,8 +116,8 @@ impl<B: Backend> Llama<B> {
         let Config { hidden, intermediate, .. } = config;
         let (q, kv) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
         let tensor = |name: &str, shape: &[usize], bytes: &mut usize| -> Result<Tensor> {
-            let tensor = checkpoint.tensor(name, shape)?;
-            *bytes += tensor.bytes().len();
+            let tensor = checkpoint.weight(name, shape)?;
+            *bytes += tensor.size();
             Ok(tensor)
         };
         let get =
@@ -140,7 +144,7 @@ impl<B: Backend> Llama<B> {
                     HeadSide::Inputs => backend.weight(&bias),
                 };
                 let weight = backend.head_weight(&weight, heads, side)?;
-                Ok::<_, Error>(Linear { weight, bias: bias.map(of_bias).transpose()? })
+                Ok::<_, Error>(Linear { weight, bias: bias.map(of_bias).transpose()?, fp8_bound: None })
             };
             let qkv = [
                 of_heads("self_attn.q_proj", q, hidden, HeadSide::Outputs)?,
@@ -151,17 +155,23 @@ impl<B: Backend> Llama<B> {
             let mut linear = |name: &str, outputs: usize, inputs: usize| {
                 let (weight, bias) = parts(name, outputs, inputs, config.mlp_bias)?;
                 let bias = bias.map(|bias| backend.weight(&bias)).transpose()?;
-                Ok::<_, Error>(Linear { weight: backend.weight(&weight)?, bias })
+                let fp8_bound = weight.fp8().map(|fp8| fp8.bound);
+                Ok::<_, Error>(Linear { weight: backend.weight(&weight)?, bias, fp8_bound })
             };
+            let gate_up = [
+                linear("mlp.gate_proj", intermediate, hidden)?,
+                linear("mlp.up_proj", intermediate, hidden)?,
+            ];
+            if gate_up[0].fp8_bound != gate_up[1].fp8_bound {
+                let reason = format!("gate_proj and up_proj of layer {index} must both be e4m3, or neither");
+                return Err(Error::argument("model", reason));
+            }
             layers.push(Layer {
                 input_norm,
                 qkv,
                 output,
                 post_norm,
-                gate_up: [
-                    linear("mlp.gate_proj", intermediate, hidden)?,
-                    linear("mlp.up_proj", intermediate, hidden)?,
-                ],
+                gate_up,
                 down: linear("mlp.down_proj", hidden, intermediate)?,
             });
             layer_bytes.push(bytes);
@@ -236,12 +246,17 @@ impl<B: Backend> Llama<B> {
     pub fn work(&self, rows: usize, logit_rows: usize) -> Result<Work<B>> {
         let config = &self.config;
         let buffer = |width| self.backend.buffer(rows, width);
+        let is_fp8 = |layer: &Layer<_>| layer.gate_up[0].fp8_bound.or(layer.down.fp8_bound).is_some();
+        let quantised = self.layers.iter().any(is_fp8);
+        let quantised =
+            quantised.then(|| self.backend.quantised(rows, config.hidden.max(config.intermediate)));
         let activations = Activations {
             hidden: buffer(config.hidden)?,
             normed: self.backend.buffer(rows.max(logit_rows), config.hidden)?,
             qkv: buffer(self.heads.qkv())?,
             attended: buffer(self.heads.heads * self.heads.padded)?,
             gated: buffer(config.intermediate)?,
+            quantised: quantised.transpose()?,
         };
         Ok(Work {
             activations,
@@ -438,7 +453,7 @@ impl<B: Backend> Pass<'_, B> {
     /// Second half: attention and the feed-forward block, into the residual stream.
     fn hidden(&mut self, index: usize) -> Result<()> {
         let (b, rows, layer) = (&self.llama.backend, self.count, &self.llama.layers[index]);
-        let Activations { hidden, normed, qkv, attended, gated } = &mut *self.activations;
+        let Activations { hidden, normed, qkv, attended, gated, quantised } = &mut *self.activations;
         let Config { hidden: width, intermediate, rms_norm_eps: eps, .. } = self.llama.config;
         let plain = |x| Input { x, from: 0, rows, norm: None };
         let mask = &self.llama.config.masks[index];
@@ -447,7 +462,20 @@ impl<B: Backend> Pass<'_, B> {
         let norm = Norm { weight: &layer.post_norm, eps, scratch: normed };
         let input = Input { x: hidden, from: 0, rows, norm: Some(norm) };
         let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
-        b.linear(input, &gate_up, gated, intermediate, Epilogue::SwiGlu, self.class)?;
-        b.linear(plain(gated), &[layer.down.at(0)], hidden, width, Epilogue::Add, self.class)
+        match (layer.gate_up[0].fp8_bound, &mut *quantised) {
+            (Some(bound), Some(q)) => {
+                b.quantise(input, width, bound, q)?;
+                b.linear_fp8(q, rows, &gate_up, gated, intermediate, Epilogue::SwiGlu, self.class)?;
+            }
+            _ => b.linear(input, &gate_up, gated, intermediate, Epilogue::SwiGlu, self.class)?,
+        }
+        let down = [layer.down.at(0)];
+        match (layer.down.fp8_bound, quantised) {
+            (Some(bound), Some(q)) => {
+                b.quantise(plain(gated), intermediate, bound, q)?;
+                b.linear_fp8(q, rows, &down, hidden, width, Epilogue::Add, self.class)
+            }
+            _ => b.linear(plain(gated), &down, hidden, width, Epilogue::Add, self.class),
+        }
     }
 }

@@ -175,7 +175,7 @@ fn configs_that_describe_no_model_are_refused() {
         ("layer_types", json!(["full_attention", 3]), "layer_types & 3"),
         ("layer_types", json!(["full_attention", "sliding_attention"]), "sliding_window & missing"),
         ("layer_types", json!(["chunked_attention", "full_attention"]), "attention_chunk_size & missing"),
-        ("quantization_config", json!({"quant_method": "fbgemm_fp8"}), "quantization_config & fbgemm_fp8"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "quantization_config & gptq"),
         ("quantization_config", json!({"bits": 4}), "quantization_config"),
         ("quantization_config", json!("awq"), "quantization_config"),
     ];

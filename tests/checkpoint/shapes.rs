@@ -106,7 +106,7 @@ fn config(published: &Published) -> Config {
 fn published_models_have_their_parameters_and_cache() {
     for published in &PUBLISHED {
         let config = config(published);
-        let footprint = Footprint::of_config(&config, config.dtype.unwrap());
+        let footprint = Footprint::of_config(&config, config.dtype.unwrap(), false);
         assert_eq!(footprint.parameters, published.parameters, "{}", published.name);
         assert_eq!(footprint.weight_bytes, 2 * published.parameters, "{}", published.name);
         assert_eq!(footprint.kv_bytes_per_token(2), published.kv_kib * 1024, "{}", published.name);
@@ -121,7 +121,7 @@ fn the_head_costs_what_early_exit_counts_for_it() {
         [("Llama 2 7B", 0.65), ("Llama 2 13B", 0.52), ("Llama 3 8B", 2.41), ("Llama 3.2 1B", 4.32)]
     {
         let published = PUBLISHED.iter().find(|published| published.name == name).unwrap();
-        let footprint = Footprint::of_config(&config(published), Dtype::Bf16);
+        let footprint = Footprint::of_config(&config(published), Dtype::Bf16, false);
         assert!((footprint.head_in_layers() - h).abs() < 0.005, "{name}: {}", footprint.head_in_layers());
     }
 }
@@ -143,7 +143,7 @@ fn a_window_in_every_layer_bounds_the_cache() {
     let footprint = |fields: &serde_json::Value| {
         let config =
             Config::from_json(Path::new("config.json"), fields.to_string().as_bytes(), None).unwrap();
-        Footprint::of_config(&config, Dtype::Bf16)
+        Footprint::of_config(&config, Dtype::Bf16, false)
     };
     let windowed = footprint(&fields);
     assert_eq!(windowed.parameters, 7_241_732_096);

@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, fp8::e4m3_bits};
 
 /// Number of partial sums of every dot product, whatever the machine's vector width.
 pub(super) const LANES: usize = 16;
@@ -132,6 +132,11 @@ pub(super) trait Part: Copy {
     /// # Safety
     /// `WIDTH` little-endian f32 values are there.
     unsafe fn load_f32(from: *const u8) -> Self;
+    /// The numbers of e4m3 codes times 2⁻⁸, [`crate::checkpoint::fp8::E4M3_UNPACKED`].
+    ///
+    /// # Safety
+    /// `WIDTH` codes are there.
+    unsafe fn load_e4m3(from: *const u8) -> Self;
     /// # Safety
     /// There is room for `WIDTH` floats.
     unsafe fn store(self, to: *mut f32);
@@ -229,6 +234,12 @@ impl Part for Portable {
         Portable(bytes.map(f32::from_le_bytes))
     }
     #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> Self {
+        // SAFETY: the caller's: sixteen codes are there.
+        let codes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        Portable(codes.map(|code| f16::from_bits(e4m3_bits(code)).to_f32()))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's: there is room for sixteen floats.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
@@ -280,6 +291,8 @@ macro_rules! element {
 element!(Bf16, 2, load_bf16, |b| bf16_bits(u16::from_le_bytes(b)));
 element!(F16, 2, load_f16, |b| f16::from_le_bytes(b).to_f32());
 element!(F32, 4, load_f32, |b| f32::from_le_bytes(b));
+// Times 2⁻⁸: whoever scales the sums makes up for it.
+element!(E4m3, 1, load_e4m3, |b| f16::from_bits(e4m3_bits(b[0])).to_f32());
 
 /// Element `i` of a vector stored as `dtype`.
 #[inline(always)]
@@ -288,6 +301,7 @@ pub(super) fn element(dtype: Dtype, bytes: &[u8], i: usize) -> f32 {
         Dtype::Bf16 => Bf16::get(bytes, i),
         Dtype::F16 => F16::get(bytes, i),
         Dtype::F32 => F32::get(bytes, i),
+        Dtype::E4m3 => E4m3::get(bytes, i),
     }
 }
 
@@ -427,6 +441,15 @@ mod x86 {
             Avx512(unsafe { _mm512_loadu_ps(from.cast()) })
         }
         #[inline(always)]
+        unsafe fn load_e4m3(from: *const u8) -> Self {
+            unsafe {
+                let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast()));
+                let sign = _mm256_and_si256(_mm256_slli_epi16::<8>(wide), _mm256_set1_epi16(i16::MIN));
+                let rest = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0x3f80));
+                Avx512(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
@@ -526,6 +549,15 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f32(from: *const u8) -> Self {
             Avx2Half(unsafe { _mm256_loadu_ps(from.cast()) })
+        }
+        #[inline(always)]
+        unsafe fn load_e4m3(from: *const u8) -> Self {
+            unsafe {
+                let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(from.cast()));
+                let sign = _mm_and_si128(_mm_slli_epi16::<8>(wide), _mm_set1_epi16(i16::MIN));
+                let rest = _mm_and_si128(_mm_slli_epi16::<7>(wide), _mm_set1_epi16(0x3f80));
+                Avx2Half(_mm256_cvtph_ps(_mm_or_si128(sign, rest)))
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {

@@ -13,9 +13,9 @@
 
 use super::{
     crew,
-    lanes::{Bf16, Element, F16, F32, Isa, Kernel, LANES, Lanes, Part as _, element, exp},
+    lanes::{Bf16, E4m3, Element, F16, F32, Isa, Kernel, LANES, Lanes, Part as _, element, exp},
 };
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, fp8::E4M3_UNPACKED};
 
 /// Weight rows that meet the activations together.
 const WEIGHT_ROWS: usize = 4;
@@ -42,6 +42,17 @@ pub(super) struct Part<'a> {
     pub bias: Option<Matrix<'a>>,
     /// Column of the output at which this part's begin.
     pub column: usize,
+    /// Of e4m3 weights, which meet activations that are e4m3 numbers.
+    pub scales: Option<Scales<'a>>,
+}
+
+/// What the sums of a product in e4m3 are multiplied by: row r's of output n by `rows[r] · outputs[n]`.
+#[derive(Clone, Copy)]
+pub(super) struct Scales<'a> {
+    /// Of the activations, `[rows]`.
+    pub rows: &'a [f32],
+    /// Of the weights, `[weight.rows]`.
+    pub outputs: &'a [f32],
 }
 
 /// What happens to a finished sum.
@@ -89,6 +100,7 @@ pub(super) fn linear(
                 Dtype::Bf16 => isa.run(Typed::<Bf16>(task, std::marker::PhantomData)),
                 Dtype::F16 => isa.run(Typed::<F16>(task, std::marker::PhantomData)),
                 Dtype::F32 => isa.run(Typed::<F32>(task, std::marker::PhantomData)),
+                Dtype::E4m3 => isa.run(Typed::<E4m3>(task, std::marker::PhantomData)),
             }
         }
     };
@@ -123,6 +135,9 @@ pub(super) fn check<'a, 'w>(
         let w = part.weight;
         assert!(w.columns == columns && w.bytes.len() == w.rows * w.columns * w.dtype.size(), "weight shape");
         assert!(part.bias.is_none_or(|b| b.bytes.len() == w.rows * b.dtype.size()), "bias shape");
+        assert!(part.scales.is_some() == (w.dtype == Dtype::E4m3), "e4m3 has scales");
+        let scaled = |s: Scales| s.rows.len() >= rows && s.outputs.len() == w.rows;
+        assert!(part.scales.is_none_or(scaled), "scales' shape");
     }
     for part in led {
         assert!(part.column + part.weight.rows <= width, "outputs fit a row");
@@ -191,15 +206,20 @@ impl<E: Element> Kernel for Typed<'_, E> {
 fn tile_rows<L: Lanes, E: Element, const X: usize>(task: &Task, n: usize, x: usize) {
     let count = (task.part.weight.rows - n).min(WEIGHT_ROWS);
     let mut sums = dots::<L, E, X>(task, &task.part.weight, n, count, x);
-    sums.iter_mut().for_each(|sums| add_bias(&mut sums[..count], task.part.bias, n));
+    for (j, sums) in sums.iter_mut().enumerate() {
+        finish(&mut sums[..count], task.part, n, x + j);
+    }
     if let Some(up) = task.up {
         let mut ups = match up.weight.dtype {
             // Gate and up nearly always share a type, which this compiles to the same code.
             Dtype::Bf16 => dots::<L, Bf16, X>(task, &up.weight, n, count, x),
             Dtype::F16 => dots::<L, F16, X>(task, &up.weight, n, count, x),
             Dtype::F32 => dots::<L, F32, X>(task, &up.weight, n, count, x),
+            Dtype::E4m3 => dots::<L, E4m3, X>(task, &up.weight, n, count, x),
         };
-        ups.iter_mut().for_each(|ups| add_bias(&mut ups[..count], up.bias, n));
+        for (j, ups) in ups.iter_mut().enumerate() {
+            finish(&mut ups[..count], up, n, x + j);
+        }
         swiglu(sums.as_flattened_mut(), ups.as_flattened());
     }
     for (j, sums) in sums.iter().enumerate() {
@@ -227,10 +247,16 @@ pub(super) fn swiglu(gates: &mut [f32], ups: &[f32]) {
     }
 }
 
-/// Adds elements n.. of `bias` to one row's sums.
+/// Multiplies the sums of row `row` for outputs n.. of `part` by their scales and adds their biases.
 #[inline(always)]
-pub(super) fn add_bias(sums: &mut [f32], bias: Option<Matrix>, n: usize) {
-    if let Some(bias) = bias {
+pub(super) fn finish(sums: &mut [f32], part: &Part, n: usize, row: usize) {
+    if let Some(scales) = part.scales {
+        let of_row = scales.rows[row];
+        for (sum, scale) in sums.iter_mut().zip(&scales.outputs[n..]) {
+            *sum = of_row * scale * (*sum / E4M3_UNPACKED);
+        }
+    }
+    if let Some(bias) = part.bias {
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum += element(bias.dtype, bias.bytes, n + i);
         }
@@ -353,6 +379,7 @@ pub(super) mod tests {
             Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
             Dtype::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::E4m3 => values.iter().map(|v| crate::checkpoint::fp8::to_e4m3(*v)).collect(),
         }
     }
 
@@ -363,18 +390,23 @@ pub(super) mod tests {
         for (case, &(columns, outputs)) in
             [(1, 1), (15, 3), (16, 4), (17, 5), (52, 131), (288, 33), (1003, 7)].iter().enumerate()
         {
-            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::E4m3] {
                 let bytes = stored(&noise(columns * outputs, 3 + case as u64), dtype);
                 let bias_bytes = stored(&noise(outputs, 77), Dtype::F16);
                 let weight = Matrix { bytes: &bytes, dtype, rows: outputs, columns };
                 let bias = Matrix { bytes: &bias_bytes, dtype: Dtype::F16, rows: outputs, columns: 1 };
-                let parts = [Part { weight, bias: Some(bias), column: 2 }];
+                let (row_scales, output_scales) = (noise(37, 12), noise(outputs, 13));
+                let scales = Scales { rows: &row_scales, outputs: &output_scales };
+                let scales = (dtype == Dtype::E4m3).then_some(scales);
+                let parts = [Part { weight, bias: Some(bias), column: 2, scales }];
                 let width = outputs + 3;
                 let mut x = noise(37 * columns, 9);
                 x.extend([f32::NAN; 16]);
                 let mut alone = vec![f32::NAN; 37 * width];
                 for r in 0..37 {
                     let row = &x[r * columns..][..columns];
+                    let of_row = |s| Scales { rows: &row_scales[r..], ..s };
+                    let parts = parts.map(|part| Part { scales: part.scales.map(of_row), ..part });
                     linear(
                         Isa::Portable,
                         row,
@@ -385,10 +417,12 @@ pub(super) mod tests {
                         Epilogue::Store,
                     );
                     for n in 0..outputs {
-                        let exact: f64 = (0..columns)
+                        let sum: f64 = (0..columns)
                             .map(|k| f64::from(row[k]) * f64::from(element(dtype, &bytes, n * columns + k)))
-                            .sum::<f64>()
-                            + f64::from(element(Dtype::F16, &bias_bytes, n));
+                            .sum();
+                        let scale =
+                            scales.map_or(1.0, |s| 256.0 * f64::from(s.rows[r]) * f64::from(s.outputs[n]));
+                        let exact = scale * sum + f64::from(element(Dtype::F16, &bias_bytes, n));
                         let got = f64::from(alone[r * width + 2 + n]);
                         assert!(
                             (got - exact).abs() < 1e-4,
@@ -424,6 +458,7 @@ pub(super) mod tests {
             weight: Matrix { bytes, dtype, rows: outputs, columns },
             bias: None,
             column: 0,
+            scales: None,
         };
         let parts = [part(&gate[..], Dtype::Bf16), part(&up[..], Dtype::F32)];
         let x = noise(rows * columns, 5);

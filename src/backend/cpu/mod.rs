@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use self::{
     attention::{PAGE, Shape},
-    linear::{Matrix, Part},
+    linear::{Matrix, Part, Scales},
 };
 use super::{Angles, Backend, Epilogue, Heads, Input, Norm, Projection, RoundSizes, Row, RowClass};
 use crate::{
@@ -92,8 +92,11 @@ impl Pages {
     }
 }
 
-fn part<'a>(projection: &Projection<'a, Tensor>) -> Part<'a> {
-    Part { weight: matrix(projection.weight), bias: projection.bias.map(matrix), column: projection.column }
+/// One matrix of a product, whose activations have the scales `rows` if they are e4m3.
+fn part<'a>(projection: &Projection<'a, Tensor>, rows: Option<&'a [f32]>) -> Part<'a> {
+    let &Projection { weight, bias, column } = projection;
+    let scales = rows.zip(weight.fp8()).map(|(rows, fp8)| Scales { rows, outputs: &fp8.scales });
+    Part { weight: matrix(weight), bias: bias.map(matrix), column, scales }
 }
 
 /// The block table of a sequence that the model found to be live before it called.
@@ -160,6 +163,46 @@ impl Cpu {
         }
         scratch
     }
+
+    /// The product of `rows` rows of `x`, which are e4m3 numbers if they have `scales`.
+    #[allow(clippy::too_many_arguments)]
+    fn product(
+        &self,
+        x: &[f32],
+        scales: Option<&[f32]>,
+        rows: usize,
+        projections: &[Projection<Tensor>],
+        out: &mut [f32],
+        width: usize,
+        epilogue: Epilogue,
+        class: RowClass,
+    ) {
+        let product = match class {
+            RowClass::Decode => linear::linear,
+            RowClass::Prompt => gemm::gemm,
+        };
+        let epilogue = match epilogue {
+            Epilogue::Store => linear::Epilogue::Store,
+            Epilogue::Add => linear::Epilogue::Add,
+            Epilogue::SwiGlu => linear::Epilogue::SwiGlu,
+        };
+        let mut run = |parts: &[Part]| product(self.isa, x, rows, parts, out, width, epilogue);
+        let part = |projection| part(projection, scales);
+        match projections {
+            [a] => run(&[part(a)]),
+            [a, b] => run(&[part(a), part(b)]),
+            [a, b, c] => run(&[part(a), part(b), part(c)]),
+            _ => panic!("one to three projections share an input"),
+        }
+    }
+}
+
+/// Activations in e4m3.
+pub struct Quantised {
+    /// What the codes stand for, `[rows, width]`, row after row of whatever width they were quantised in.
+    numbers: Vec<f32>,
+    /// `[rows]`
+    scales: Vec<f32>,
 }
 
 /// The rows of a pass, and their angles: `[rows, head_dim]`, cosines, then sines.
@@ -174,6 +217,7 @@ impl Backend for Cpu {
     type Buffer = Vec<f32>;
     type Logits = (Vec<f32>, usize);
     type Kv = Pages;
+    type Quantised = Quantised;
     type Rows = Rows;
     type Round = std::convert::Infallible;
 
@@ -195,6 +239,11 @@ impl Backend for Cpu {
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Vec<f32>> {
         zeros("a buffer of activations", rows.checked_mul(width))
+    }
+
+    fn quantised(&self, rows: usize, width: usize) -> Result<Quantised> {
+        let numbers = zeros("a buffer of activations", rows.checked_mul(width))?;
+        Ok(Quantised { numbers, scales: vec![0.0; rows] })
     }
 
     fn logits(&self, rows: usize, vocab: usize) -> Result<(Vec<f32>, usize)> {
@@ -253,24 +302,39 @@ impl Backend for Cpu {
         epilogue: Epilogue,
         class: RowClass,
     ) -> Result<()> {
-        let product = match class {
-            RowClass::Decode => linear::linear,
-            RowClass::Prompt => gemm::gemm,
-        };
-        let epilogue = match epilogue {
-            Epilogue::Store => linear::Epilogue::Store,
-            Epilogue::Add => linear::Epilogue::Add,
-            Epilogue::SwiGlu => linear::Epilogue::SwiGlu,
-        };
         let rows = input.rows;
         let x = self.normalised(input);
-        let mut run = |parts: &[Part]| product(self.isa, x, rows, parts, out, width, epilogue);
-        match projections {
-            [a] => run(&[part(a)]),
-            [a, b] => run(&[part(a), part(b)]),
-            [a, b, c] => run(&[part(a), part(b), part(c)]),
-            _ => panic!("one to three projections share an input"),
+        self.product(x, None, rows, projections, out, width, epilogue, class);
+        Ok(())
+    }
+
+    fn quantise(&self, input: Input<Cpu>, width: usize, bound: f32, out: &mut Quantised) -> Result<()> {
+        let rows = input.rows;
+        let x = self.normalised(input);
+        let one = |((x, numbers), scale): ((&[f32], &mut [f32]), &mut f32)| {
+            *scale = pointwise::quantise(self.isa, x, bound, numbers);
+        };
+        let (x, numbers) = (&x[..rows * width], &mut out.numbers[..rows * width]);
+        let scales = &mut out.scales[..rows];
+        if rows <= SERIAL_ROWS {
+            x.chunks_exact(width).zip(numbers.chunks_exact_mut(width)).zip(scales).for_each(one);
+        } else {
+            x.par_chunks_exact(width).zip(numbers.par_chunks_exact_mut(width)).zip(scales).for_each(one);
         }
+        Ok(())
+    }
+
+    fn linear_fp8(
+        &self,
+        x: &Quantised,
+        rows: usize,
+        projections: &[Projection<Tensor>],
+        out: &mut Vec<f32>,
+        width: usize,
+        epilogue: Epilogue,
+        class: RowClass,
+    ) -> Result<()> {
+        self.product(&x.numbers, Some(&x.scales), rows, projections, out, width, epilogue, class);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
-//! The operations between the products: embedding rows, RMSNorm, rotary embedding.
+//! The operations between the products: embedding rows, RMSNorm, rotary embedding, quantising.
 
 use super::lanes::{Isa, Kernel, LANES, Lanes, element};
 use super::linear::Matrix;
+use crate::checkpoint::fp8::{largest, round_e4m3, row_scale};
 
 /// `out = table[token]`, `[table.columns]`.
 pub(super) fn embed(table: Matrix, token: usize, out: &mut [f32]) {
@@ -37,6 +38,31 @@ impl Kernel for Norm<'_> {
         let scale = 1.0 / (squares.sum() / self.x.len() as f32 + self.eps).sqrt();
         for (i, (out, x)) in self.out.iter_mut().zip(self.x).enumerate() {
             *out = x * scale * element(self.weight.dtype, self.weight.bytes, i);
+        }
+    }
+}
+
+/// `numbers` = the e4m3 nearest to x / scale for one row; returns the scale.
+pub(super) fn quantise(isa: Isa, x: &[f32], bound: f32, numbers: &mut [f32]) -> f32 {
+    let mut scale = 0.0;
+    isa.run(Quantise { x, bound, numbers, scale: &mut scale });
+    scale
+}
+
+struct Quantise<'a> {
+    x: &'a [f32],
+    bound: f32,
+    numbers: &'a mut [f32],
+    scale: &'a mut f32,
+}
+
+impl Kernel for Quantise<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let scale = row_scale(largest(self.x.iter().copied()), self.bound);
+        *self.scale = scale;
+        for (number, x) in self.numbers.iter_mut().zip(self.x) {
+            *number = round_e4m3(x / scale);
         }
     }
 }

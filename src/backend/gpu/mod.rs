@@ -21,9 +21,9 @@ use crate::{
     driver::{Buffer, Driver, Stream, View, ViewMut},
     error::{Error, Result},
     kernels::{
-        AttentionDecodeArgs, AttentionPrefillArgs, EmbedArgs, GemmArgs, GemmProjection, Kernels, Linear,
-        LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, PageLayout, PageTable, RmsNormArgs,
-        RopeAppendArgs, Rows as DeviceRows, RowsMut,
+        AttentionDecodeArgs, AttentionPrefillArgs, E4m3Rows, EmbedArgs, GemmArgs, GemmProjection, Kernels,
+        Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, PageLayout, PageTable,
+        QuantizeFp8RowsArgs, RmsNormArgs, RopeAppendArgs, Rows as DeviceRows, RowsMut,
     },
     mask::Mask,
 };
@@ -54,6 +54,19 @@ pub struct Weight {
     memory: Buffer,
     rows: usize,
     columns: usize,
+    /// f32 `[rows]`, of a matrix in e4m3.
+    scales: Option<Buffer>,
+}
+
+/// Rows of activations in e4m3.
+pub struct Quantised {
+    /// `[rows, stride]`, of whatever width they were quantised in.
+    codes: Buffer,
+    /// f32 `[rows]`
+    scales: Buffer,
+    /// A multiple of 16.
+    stride: usize,
+    width: usize,
 }
 
 /// Rows of activations with the sums of squares that norms go by.
@@ -141,6 +154,7 @@ impl Backend for Gpu {
     type Buffer = Activations;
     type Logits = Logits;
     type Kv = Paged;
+    type Quantised = Quantised;
     type Rows = PassRows;
     type Round = DeviceRound;
 
@@ -161,11 +175,17 @@ impl Backend for Gpu {
     }
 
     fn weight(&self, tensor: &Tensor) -> Result<Weight> {
+        let (rows, columns) = (tensor.rows(), tensor.columns());
+        if let Some(fp8) = tensor.fp8() {
+            let memory = Buffer::from_slice(&self.stream, tensor.bytes())?;
+            let scales = Buffer::from_slice(&self.stream, &fp8.scales)?;
+            return Ok(Weight { memory, rows, columns, scales: Some(scales) });
+        }
         let memory = match tensor.dtype() == self.dtype {
             true => Buffer::from_slice(&self.stream, tensor.bytes())?,
             false => Buffer::from_slice(&self.stream, &converted(tensor, self.dtype))?,
         };
-        Ok(Weight { memory, rows: tensor.rows(), columns: tensor.columns() })
+        Ok(Weight { memory, rows, columns, scales: None })
     }
 
     fn head_weight(&self, tensor: &Tensor, heads: Heads, side: HeadSide) -> Result<Weight> {
@@ -186,7 +206,7 @@ impl Backend for Gpu {
         for (to, from) in spread.chunks_exact_mut(padded / 2 * inner).zip(halves) {
             to[..from.len()].copy_from_slice(from);
         }
-        Ok(Weight { memory: Buffer::from_slice(&self.stream, &spread)?, rows, columns })
+        Ok(Weight { memory: Buffer::from_slice(&self.stream, &spread)?, rows, columns, scales: None })
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Activations> {
@@ -202,6 +222,15 @@ impl Backend for Gpu {
             width,
             stride,
         })
+    }
+
+    fn quantised(&self, rows: usize, width: usize) -> Result<Quantised> {
+        let stride = width.next_multiple_of(16);
+        let Some(bytes) = rows.checked_mul(stride) else {
+            return Err(Error::argument("rows", format!("{rows} of {width} exceed the address space")));
+        };
+        let (codes, scales) = (Buffer::new(&self.driver, bytes)?, Buffer::new(&self.driver, rows * 4)?);
+        Ok(Quantised { codes, scales, stride, width: 0 })
     }
 
     fn logits(&self, rows: usize, vocab: usize) -> Result<Logits> {
@@ -296,11 +325,8 @@ impl Backend for Gpu {
         if class == RowClass::Prompt {
             return self.gemm(input, projections, out, epilogue);
         }
-        let (epilogue, stats) = match epilogue {
-            Epilogue::Store => (LinearEpilogue::Store, false),
-            Epilogue::Add => (LinearEpilogue::Add, true),
-            Epilogue::SwiGlu => (LinearEpilogue::SwiGlu, false),
-        };
+        let stats = epilogue == Epilogue::Add;
+        let epilogue = of_kernel(epilogue);
         let size = self.dtype.size();
         let (row, stat) = (out.stride * size, out.width.div_ceil(64) * 4);
         for begin in (0..input.rows).step_by(SLICE) {
@@ -311,6 +337,75 @@ impl Backend for Gpu {
             };
             let stats = stats.then(|| out.stats.view_mut().part(begin * stat..(begin + rows) * stat));
             self.product(&input, begin, rows, projections, target, stats, epilogue)?;
+        }
+        Ok(())
+    }
+
+    fn quantise(&self, input: Input<Gpu>, width: usize, bound: f32, out: &mut Quantised) -> Result<()> {
+        let (dtype, size) = (self.dtype, self.dtype.size());
+        let Input { x, from, rows, norm } = input;
+        let x = x.rows(from, rows, size);
+        out.width = width;
+        let (q, scales, bound) =
+            (RowsMut { stride: out.stride, view: out.codes.view_mut() }, out.scales.view_mut(), Some(bound));
+        match norm {
+            Some(norm) => {
+                let (weight, y) = (norm.weight.memory.view(), E4m3Rows { q, scales, bound });
+                let (residual, stats, positions, eps) = (None, None, None, norm.eps);
+                let args = RmsNormArgs { dtype, rows, width, eps, x, residual, weight, y, stats, positions };
+                self.kernels.rms_norm.launch_e4m3(&self.stream, &args)
+            }
+            None => {
+                let args = QuantizeFp8RowsArgs { dtype, rows, width, bound, x, q, scales, positions: None };
+                self.kernels.quantize_fp8_rows.launch(&self.stream, args)
+            }
+        }
+    }
+
+    fn linear_fp8(
+        &self,
+        x: &Quantised,
+        rows: usize,
+        projections: &[Projection<Weight>],
+        out: &mut Activations,
+        _width: usize,
+        epilogue: Epilogue,
+        class: RowClass,
+    ) -> Result<()> {
+        let inputs = x.width;
+        if class == RowClass::Prompt {
+            let args = GemmArgs {
+                dtype: self.dtype,
+                rows,
+                inputs,
+                x: x.rows(0, rows),
+                x_scales: Some(x.scales(0, rows)),
+                projections: gemm_projections(projections),
+                epilogue: of_kernel(epilogue),
+                out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
+                out_stats: None,
+            };
+            return self.kernels.gemm.launch(&self.stream, args);
+        }
+        let (row, stat) = (out.stride * self.dtype.size(), out.width.div_ceil(64) * 4);
+        let mut scratch = self.scratch();
+        for begin in (0..rows).step_by(SLICE) {
+            let rows = SLICE.min(rows - begin);
+            let target = begin * row..(begin + rows) * row;
+            let stats = begin * stat..(begin + rows) * stat;
+            let args = LinearArgs {
+                dtype: self.dtype,
+                rows,
+                inputs,
+                x: x.rows(begin, rows),
+                x_scales: Some(x.scales(begin, rows)),
+                norm: None,
+                projections: linear_projections(projections),
+                epilogue: of_kernel(epilogue),
+                out: RowsMut { view: out.memory.view_mut().part(target), stride: out.stride },
+                out_stats: (epilogue == Epilogue::Add).then(|| out.stats.view_mut().part(stats)),
+            };
+            self.kernels.linear.launch(&self.stream, args, scratch.linear.view_mut())?;
         }
         Ok(())
     }
@@ -485,17 +580,6 @@ impl Gpu {
         out_stats: Option<ViewMut>,
         epilogue: LinearEpilogue,
     ) -> Result<()> {
-        let mut parts = [None; 3];
-        for (part, projection) in parts.iter_mut().zip(projections) {
-            let Weight { memory, rows, columns } = projection.weight;
-            *part = Some(LinearProjection {
-                weight: DeviceRows { view: memory.view(), stride: *columns },
-                scales: None,
-                bias: projection.bias.map(|bias| bias.memory.view()),
-                features: *rows,
-                column: projection.column,
-            });
-        }
         let from = input.from + begin;
         let norm = input.norm.as_ref().map(|norm| LinearNorm {
             weight: norm.weight.memory.view(),
@@ -510,7 +594,7 @@ impl Gpu {
             x: input.x.rows(from, rows, self.dtype.size()),
             x_scales: None,
             norm,
-            projections: parts,
+            projections: linear_projections(projections),
             epilogue,
             out,
             out_stats,
@@ -547,29 +631,14 @@ impl Gpu {
             normed = &*scratch;
             x = normed;
         }
-        let mut parts = [None; 3];
-        for (part, projection) in parts.iter_mut().zip(projections) {
-            let Weight { memory, rows, columns } = projection.weight;
-            *part = Some(GemmProjection {
-                weight: DeviceRows { view: memory.view(), stride: *columns },
-                scales: None,
-                bias: projection.bias.map(|bias| bias.memory.view()),
-                features: *rows,
-                column: projection.column,
-            });
-        }
         let args = GemmArgs {
             dtype,
             rows,
             inputs: x.width,
             x: x.rows(0, rows, size),
             x_scales: None,
-            projections: parts,
-            epilogue: match epilogue {
-                Epilogue::Store => LinearEpilogue::Store,
-                Epilogue::Add => LinearEpilogue::Add,
-                Epilogue::SwiGlu => LinearEpilogue::SwiGlu,
-            },
+            projections: gemm_projections(projections),
+            epilogue: of_kernel(epilogue),
             out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
             // Prompts' norms make sums of their own.
             out_stats: None,
@@ -591,6 +660,47 @@ impl Gpu {
         let bytes = 4 * begin..4 * (begin + table.len());
         self.stream.upload(&mut kv.tables.view_mut().part(bytes), mirror)
     }
+}
+
+impl Quantised {
+    fn rows(&self, from: usize, rows: usize) -> DeviceRows<'_> {
+        let view = self.codes.view().slice(from * self.stride..(from + rows) * self.stride);
+        DeviceRows { view, stride: self.stride }
+    }
+
+    fn scales(&self, from: usize, rows: usize) -> View<'_> {
+        self.scales.view().slice(4 * from..4 * (from + rows))
+    }
+}
+
+fn of_kernel(epilogue: Epilogue) -> LinearEpilogue {
+    match epilogue {
+        Epilogue::Store => LinearEpilogue::Store,
+        Epilogue::Add => LinearEpilogue::Add,
+        Epilogue::SwiGlu => LinearEpilogue::SwiGlu,
+    }
+}
+
+fn linear_projections<'a>(projections: &[Projection<'a, Weight>]) -> [Option<LinearProjection<'a>>; 3] {
+    let one = |&Projection { weight, bias, column }: &Projection<'a, Weight>| LinearProjection {
+        weight: DeviceRows { view: weight.memory.view(), stride: weight.columns },
+        scales: weight.scales.as_ref().map(Buffer::view),
+        bias: bias.map(|bias| bias.memory.view()),
+        features: weight.rows,
+        column,
+    };
+    std::array::from_fn(|i| projections.get(i).map(one))
+}
+
+fn gemm_projections<'a>(projections: &[Projection<'a, Weight>]) -> [Option<GemmProjection<'a>>; 3] {
+    let of = |LinearProjection { weight, scales, bias, features, column }| GemmProjection {
+        weight,
+        scales,
+        bias,
+        features,
+        column,
+    };
+    linear_projections(projections).map(|projection| projection.map(of))
 }
 
 /// Makes a buffer at least so large. What it held is lost.
@@ -618,5 +728,6 @@ fn converted(tensor: &Tensor, dtype: Dtype) -> Vec<u16> {
         Dtype::Bf16 => {
             bytes.chunks_exact(2).map(|b| round(bf16::from_le_bytes([b[0], b[1]]).to_f32())).collect()
         }
+        Dtype::E4m3 => unreachable!("codes are used as they are"),
     }
 }
