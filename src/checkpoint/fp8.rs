@@ -92,7 +92,7 @@ pub(super) fn quantise(tensor: &Tensor, bound: f32) -> std::result::Result<Tenso
     let (rows, columns) = (tensor.rows(), tensor.columns());
     let (mut codes, mut scales) = (Vec::new(), Vec::new());
     let memory = codes.try_reserve_exact(rows * columns).and_then(|()| scales.try_reserve_exact(rows));
-    memory.map_err(|_| format!("cannot be quantised: no memory for {} MiB", rows * columns >> 20))?;
+    memory.map_err(|_| format!("cannot be quantised: no memory for {} MiB", (rows * columns) >> 20))?;
     codes.resize(rows * columns, 0);
     scales.resize(rows, 0.0);
     let row = columns * tensor.dtype().size();
