@@ -117,11 +117,13 @@ impl DraftArgs {
             (None, None, Some(default)) => default.policy,
             (None, None, None) => Policy::Off,
         };
+        let is_default = self.policy.is_none() && self.exit_layer.is_none();
         let drafting = Drafting {
             policy,
             exit_layer: self.exit_layer.or(default.map(|d| d.exit_layer)).unwrap_or((layers / 4).max(1)),
             draft: self.draft.or(default.map(|d| d.draft)).unwrap_or(DEFAULT_DRAFT),
-            threshold: self.threshold.or(default.and_then(|d| d.threshold)),
+            // The model's own belongs to its own policy and exit.
+            threshold: self.threshold.or(default.filter(|_| is_default).and_then(|d| d.threshold)),
         };
         if drafting.policy == Policy::Off {
             // What is not used must still make sense: a typing error should not go unnoticed.
