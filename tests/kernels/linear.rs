@@ -104,12 +104,17 @@ impl Shape<'_> {
         let mut column = 0;
         let mut parts: Vec<Part> = vec![];
         for i in (0..features.len()).rev() {
+            let mut weight = matrix(random, features[i], inputs, stride, w_size, number);
+            if fp8 {
+                // Codes past the end would meet zeros of x, and tell nothing: memory ends there.
+                weight.truncate(features[i] * stride);
+            }
             parts.insert(
                 0,
                 Part {
                     features: features[i],
                     column,
-                    weight: matrix(random, features[i], inputs, stride, w_size, number),
+                    weight,
                     scales: scales(random, features[i], w_size * (inputs as f64).sqrt() / 2.0),
                     bias: bias.then(|| [random.normals(features[i], 1.0, dtype), vec![f64::NAN; 8]].concat()),
                 },
