@@ -112,6 +112,113 @@ fn prompts_of_any_length_in_any_company() {
     }
 }
 
+/// Prompts that start together are cut into passes wherever these are full, share prefixes with each other, and have the
+/// ids and logits that they have alone; behind a window, too, where pages are given back in between.
+#[test]
+fn prompts_that_start_together() {
+    for mask in [None, Some("window:40+sinks:3")] {
+        let mut llama = load(&golden_dir("gqa_bf16"), 512);
+        if let Some(mask) = mask {
+            llama.set_mask(mask.parse().unwrap());
+        }
+        let vocab = llama.config().vocab as u32;
+        // Every seventh is a beginning of another.
+        let of = |i: usize, length| -> Vec<u32> {
+            prompt(length, vocab as usize).iter().map(|id| (id + 13 * (i as u32 % 7)) % vocab).collect()
+        };
+        let lengths = [300, 1, 250, 17, 490, 2, 90, 300, 33, 270, 64];
+        let prompts: Vec<_> = lengths.iter().enumerate().map(|(i, length)| of(i, *length)).collect();
+        let together = run(&llama, prompts.iter().map(|ids| greedy(ids, 6)).collect(), 512);
+        for (i, (ids, (done, logits))) in prompts.iter().zip(&together).enumerate() {
+            let (alone, expected) = run(&llama, vec![greedy(ids, 6)], 512).remove(0);
+            assert_eq!((&done.ids, logits), (&alone.ids, &expected), "prompt {i}, {mask:?}");
+            assert_eq!(alone.stats.prefill_tokens, ids.len() - 1);
+            let shared = match (i, mask) {
+                // With the seventh before it; behind a window with one whose pages are all there.
+                (7, None) => 299,
+                (9, None) => 249,
+                (10, _) => 16,
+                _ => 0,
+            };
+            assert_eq!(done.stats.prefill_tokens, ids.len() - 1 - shared, "prompt {i}, {mask:?}");
+            assert!(done.stats.prefill_seconds > 0.0 || ids.len() == 1 || shared + 1 == ids.len());
+        }
+    }
+}
+
+/// Of requests that start together all begin, or none; and the first that is wrong is named.
+#[test]
+fn all_begin_or_none() {
+    use warploom::decode::{Generator, Limits};
+    let llama = load(&golden_dir("gqa_bf16"), 512);
+    let mut generator = Generator::new(&llama, Limits { sequences: 3, context: 64, max_draft: 0 }).unwrap();
+    let of = |length| greedy(&prompt(length, llama.config().vocab), 4);
+    let error = generator.start_all(vec![of(5), of(64), of(0)]).expect_err("too long").to_string();
+    assert!(error.starts_with("request 2: prompt: its 64 tokens"), "{error}");
+    let error = generator.start_all(vec![of(5), of(6), of(7), of(8)]).expect_err("too many").to_string();
+    assert!(error.contains("4 more sequences") && error.contains("0 of 3 are taken"), "{error}");
+    assert!(!generator.is_active());
+    assert!(generator.start_all(vec![]).unwrap().is_empty());
+    assert_eq!(generator.start(of(20)).unwrap(), 0);
+    let error = generator.start_all(vec![of(5), of(6), of(7)]).expect_err("too many").to_string();
+    assert!(error.contains("1 of 3 are taken"), "{error}");
+    assert_eq!(generator.start_all(vec![of(5), of(6)]).unwrap(), [1, 2]);
+    let error = generator.start(of(5)).expect_err("full").to_string();
+    assert_eq!(error, "another sequence needs a free slot, but all 3 are taken");
+    generator.finish(1);
+    assert_eq!(generator.start_all(vec![of(60)]).unwrap(), [1]);
+}
+
+/// An interrupt between the passes of prompts ends those that are not computed to their end; what there is of them is
+/// gone on from in the same bits.
+#[test]
+fn interrupted_prompts() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use warploom::decode::{Generator, Limits, Stop};
+    let llama = load(&golden_dir("gqa_bf16"), 512);
+    let vocab = llama.config().vocab as u32;
+    let prompts: Vec<Vec<u32>> = (1..5)
+        .map(|i| prompt(500 - i, vocab as usize).iter().map(|id| (id + 7 * i as u32) % vocab).collect())
+        .collect();
+    let alone: Vec<_> = prompts.iter().map(|ids| run(&llama, vec![greedy(ids, 3)], 512).remove(0)).collect();
+    // Before the first pass, and some time in between.
+    for wait in [None, Some(std::time::Duration::from_millis(3))] {
+        let flag = AtomicBool::new(wait.is_none());
+        let limits = Limits { sequences: 4, context: 512, max_draft: 0 };
+        let mut generator = Generator::new(&llama, limits).unwrap();
+        generator.interrupt_with(&flag);
+        std::thread::scope(|scope| {
+            if let Some(wait) = wait {
+                let flag = &flag;
+                scope.spawn(move || {
+                    std::thread::sleep(wait);
+                    flag.store(true, Ordering::Relaxed);
+                });
+            }
+            generator.start_all(prompts.iter().map(|ids| greedy(ids, 3)).collect()).unwrap();
+        });
+        for (slot, ids) in prompts.iter().enumerate() {
+            let computed = generator.peek(slot).unwrap().stats.prefill_tokens;
+            let stop = (computed < ids.len() - 1).then_some(Stop::Interrupted);
+            assert_eq!(generator.stopped(slot), stop, "{computed} tokens");
+            assert!(wait.is_some() || computed == 0);
+        }
+        flag.store(false, Ordering::Relaxed);
+        for (slot, ids) in prompts.iter().enumerate() {
+            let before = generator.peek(slot).unwrap().stats.prefill_tokens;
+            generator.resume(slot, greedy(ids, 3)).unwrap();
+            assert_eq!(generator.peek(slot).unwrap().stats.prefill_tokens, ids.len() - 1 - before);
+        }
+        while generator.is_active() {
+            generator.round(&mut |_: usize, _: u32| None).unwrap();
+        }
+        for (slot, (alone, _)) in alone.iter().enumerate() {
+            let done = generator.finish(slot).unwrap();
+            assert_eq!((done.ids, done.logits_hash), (alone.ids.clone(), alone.logits_hash));
+        }
+    }
+}
+
 /// A prompt that goes on from what another sequence generated is computed as it would be alone.
 #[test]
 fn generated_tokens_are_not_shared() {

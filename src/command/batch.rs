@@ -95,7 +95,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Starts prompts while there are free slots.
+    /// Starts as many prompts as there are free slots, together.
     fn begin<'s, B: Backend>(
         &'s self,
         llama: &Llama<B>,
@@ -103,16 +103,20 @@ impl Batch<'_> {
         live: &mut Live<'s>,
         waiting: &mut Range<usize>,
     ) -> Result<()> {
-        while live.0.iter().any(Option::is_none) {
-            let Some(index) = waiting.next() else { break };
-            let prompt = &self.prompts[index];
-            let slot = generator.start(Request {
-                prompt: prompt.clone(),
+        let free = live.0.iter().filter(|slot| slot.is_none()).count();
+        let next: Vec<usize> = waiting.take(free).collect();
+        let request = |index: &usize| {
+            Ok(Request {
+                prompt: self.prompts[*index].clone(),
                 max_tokens: self.max_tokens,
                 sampling: self.sampling,
                 policy: self.drafting.build(llama.config().layers)?,
                 eos: llama.config().eos.clone(),
-            })?;
+            })
+        };
+        let slots = generator.start_all(next.iter().map(request).collect::<Result<_>>()?)?;
+        for (slot, index) in slots.into_iter().zip(next) {
+            let prompt = &self.prompts[index];
             live.0[slot] = Some(Sequence {
                 index,
                 stream: self.tokenizer.map(|tokenizer| TextStream::after(tokenizer, prompt)),

@@ -54,7 +54,7 @@ pub struct Generator<'m, B: Backend> {
     pub(super) copies: Vec<PageCopy>,
     /// The distribution that a token is drawn from, `[vocab]`.
     pub(super) p: Vec<f32>,
-    /// Rows of one prefill pass.
+    /// Most rows of one prefill pass, of one prompt or of several.
     prefill_rows: usize,
     pub(super) interrupt: Option<&'m AtomicBool>,
     /// Rounds that stay on the device; None where the host drives them.
@@ -82,7 +82,8 @@ impl<'m, B: Backend> Generator<'m, B> {
         let window = Self::window(llama);
         // Behind a short window a pass must not hold many more positions than are seen.
         let most = window.map_or(PREFILL_ROWS, |window| PREFILL_ROWS.min(window.max(PREFILL_ROWS / 2)));
-        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, most).min(limits.context);
+        let prompts = limits.sequences.saturating_mul(limits.context);
+        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, most).min(prompts);
         let rows_per_round = limits.max_draft.min(MAX_DRAFT) + 1;
         let held = match window {
             // What is seen, what one pass adds, and a page at either end that is held in part.
@@ -140,24 +141,34 @@ impl<'m, B: Backend> Generator<'m, B> {
     ///
     /// # Errors
     /// [`Error::Argument`] for an empty prompt, one that leaves no room in the context, ids outside the vocabulary, a
-    /// policy that drafts more than [`Limits::max_draft`]; [`Error::Capacity`] if every slot is taken.
+    /// policy that drafts more than [`Limits::max_draft`]; [`Error::Capacity`] if every slot is taken. Nothing has begun
+    /// then.
     pub fn start(&mut self, request: Request) -> Result<usize> {
         self.check(&request)?;
-        let Some(slot) = self.slots.iter().position(Option::is_none) else {
-            return Err(Error::Capacity {
-                what: "another sequence".into(),
-                needed: "a free slot".into(),
-                available: format!("all {} are taken", self.limits.sequences),
-            });
-        };
-        let cached = match self.longest_shared(&request.prompt) {
-            Some((other, shared)) => self.cache.fork(other, shared)?,
-            None => self.cache.create()?,
-        };
-        self.begin(slot, cached, request).inspect_err(|_| {
-            let _ = self.cache.drop_sequence(cached);
-        })?;
+        let slot = self.free_slots(1)?[0];
+        self.begin_all(vec![request], &[slot])?;
         Ok(slot)
+    }
+
+    /// Begins several requests as [`Generator::start`] does one, and returns their slots in the same order. The rows of
+    /// their prompts are computed together, so that many short prompts read the weights once. Each is computed in the
+    /// bits that it would have alone.
+    ///
+    /// # Errors
+    /// Those of [`Generator::start`], of the first request that has one, with its number, from 1, where there are
+    /// several. None has begun then.
+    pub fn start_all(&mut self, requests: Vec<Request>) -> Result<Vec<usize>> {
+        for (i, request) in requests.iter().enumerate() {
+            self.check(request).map_err(|error| match error {
+                Error::Argument { argument, reason } if requests.len() > 1 => {
+                    Error::Argument { argument: format!("request {}: {argument}", i + 1), reason }
+                }
+                other => other,
+            })?;
+        }
+        let slots = self.free_slots(requests.len())?;
+        self.begin_all(requests, &slots)?;
+        Ok(slots)
     }
 
     /// Goes on in `slot` with a new request whose prompt repeats some of the slot's tokens, as a chat does:
@@ -165,7 +176,8 @@ impl<'m, B: Backend> Generator<'m, B> {
     /// plainly and speculatively; a fresh run would compute it as a part of its prompt, and differ in the last bits.
     ///
     /// # Errors
-    /// As [`Generator::start`]; the slot is as it was then.
+    /// As [`Generator::start`]; the slot is as it was then, but where the device fails on the prompt: its sequence has
+    /// ended.
     pub fn resume(&mut self, slot: usize, request: Request) -> Result<()> {
         self.check(&request)?;
         let Some(sequence) = self.slots.get(slot).and_then(Option::as_ref) else {
@@ -180,7 +192,13 @@ impl<'m, B: Backend> Generator<'m, B> {
             self.cache.truncate(cached, 0)?;
         }
         debug_assert_eq!(self.cache.len(cached)?, kept);
-        self.begin(slot, cached, request)
+        // What is kept beyond the slot's own prompt was generated.
+        let prefilled = if kept > sequence.prefilled { sequence.prefilled } else { request.prompt.len() - 1 };
+        self.slots[slot] = Some(self.sequence(cached, prefilled, request)?);
+        self.rows.clear();
+        self.queue_prompt(slot)?;
+        self.prefill()?;
+        self.begin_on_device(slot)
     }
 
     /// Ends the sequence of `slot` and gives its pages back.
@@ -264,8 +282,63 @@ impl<'m, B: Backend> Generator<'m, B> {
         }))
     }
 
-    /// Puts `request` into `slot` and computes its prompt but for the last token, from where the cache ends.
-    fn begin(&mut self, slot: usize, cached: usize, request: Request) -> Result<()> {
+    /// The first `count` slots that are free.
+    fn free_slots(&self, count: usize) -> Result<Vec<usize>> {
+        let free = || (0..self.slots.len()).filter(|slot| self.slots[*slot].is_none());
+        if free().count() < count {
+            let (what, needed) = match count {
+                1 => ("another sequence".into(), "a free slot".into()),
+                _ => (format!("{count} more sequences"), format!("{count} free slots")),
+            };
+            let taken = self.limits.sequences - free().count();
+            let available = match taken == self.limits.sequences {
+                true => format!("all {taken} are taken"),
+                false => format!("{taken} of {} are taken", self.limits.sequences),
+            };
+            return Err(Error::Capacity { what, needed, available });
+        }
+        Ok(free().take(count).collect())
+    }
+
+    /// Puts each request, which has been checked, into its slot, which is free, and computes the prompts.
+    fn begin_all(&mut self, requests: Vec<Request>, slots: &[usize]) -> Result<()> {
+        self.rows.clear();
+        let begun =
+            requests.into_iter().zip(slots).try_for_each(|(request, slot)| self.queue(*slot, request));
+        let begun = begun.and_then(|()| self.prefill());
+        let begun = begun.and_then(|()| slots.iter().try_for_each(|slot| self.begin_on_device(*slot)));
+        begun.inspect_err(|_| {
+            self.rows.clear();
+            for slot in slots {
+                self.finish(*slot);
+            }
+        })
+    }
+
+    /// Puts `request` into `slot` with what it shares with a live sequence, and adds the rest of its prompt to the rows
+    /// that wait.
+    fn queue(&mut self, slot: usize, request: Request) -> Result<()> {
+        let mut shared = self.longest_shared(&request.prompt);
+        let waits =
+            |(other, count)| self.rows.iter().any(|row| row.sequence == other && row.position < count);
+        if shared.is_some_and(waits) {
+            // A page that is to be copied must have been written.
+            self.prefill()?;
+            shared = self.longest_shared(&request.prompt);
+        }
+        let cached = match shared {
+            Some((other, count)) => self.cache.fork(other, count)?,
+            None => self.cache.create()?,
+        };
+        let sequence = self.sequence(cached, request.prompt.len() - 1, request).inspect_err(|_| {
+            let _ = self.cache.drop_sequence(cached);
+        })?;
+        self.slots[slot] = Some(sequence);
+        self.queue_prompt(slot)
+    }
+
+    /// A sequence with nothing generated. The leading `prefilled` tokens of its prompt are prompt rows.
+    fn sequence(&self, cached: usize, prefilled: usize, request: Request) -> Result<Sequence> {
         let vocab = self.llama.config().vocab;
         let context = self.limits.context;
         let Request { prompt, max_tokens, sampling, policy, eos } = request;
@@ -273,32 +346,10 @@ impl<'m, B: Backend> Generator<'m, B> {
         let drafts = policy.as_ref().map_or(0, |p| p.max_draft());
         let mut sampler = Sampler::new(sampling, vocab)?;
         prompt.iter().for_each(|id| sampler.see(*id));
-        let q = if sampling.is_greedy() { Vec::new() } else { vec![0.0; drafts * vocab] };
         let length = prompt.len();
-        let prefilled = match &self.slots[slot] {
-            Some(before) if self.cache.len(cached)? > before.prefilled => before.prefilled,
-            _ => length - 1,
-        };
-        let begun = Instant::now();
-        let (computed, interrupted) = self.prefill(cached, &prompt[..length - 1])?;
         let mut tokens = prompt;
         tokens.reserve_exact(max_tokens.min(context - length));
-        let stats = Stats {
-            prefill_tokens: computed,
-            prefill_seconds: begun.elapsed().as_secs_f64(),
-            ..Stats::default()
-        };
-        let stop = match (interrupted, max_tokens) {
-            (true, _) => Some(Stop::Interrupted),
-            (_, 0) => Some(Stop::Length),
-            _ => None,
-        };
-        let round = Drafting {
-            drafts: Vec::with_capacity(drafts),
-            confidence: Vec::with_capacity(drafts),
-            ..Drafting::default()
-        };
-        self.slots[slot] = Some(Sequence {
+        Ok(Sequence {
             cached,
             tokens,
             prompt: length,
@@ -307,38 +358,83 @@ impl<'m, B: Backend> Generator<'m, B> {
             sampler,
             policy,
             eos,
-            stop,
-            stats,
-            round,
+            stop: (max_tokens == 0).then_some(Stop::Length),
+            stats: Stats::default(),
+            round: Drafting {
+                drafts: Vec::with_capacity(drafts),
+                confidence: Vec::with_capacity(drafts),
+                ..Drafting::default()
+            },
             finished: None,
-            q,
+            q: if sampling.is_greedy() { Vec::new() } else { vec![0.0; drafts * vocab] },
             logits_hash: 0,
-        });
-        self.begin_on_device(slot)
+        })
     }
 
-    /// Computes the keys and values of the tokens that the cache does not hold yet; returns how many that were and
-    /// whether it was interrupted on the way.
-    fn prefill(&mut self, cached: usize, tokens: &[u32]) -> Result<(usize, bool)> {
-        let first = self.cache.len(cached)?;
-        let mut done = first;
-        while done < tokens.len() {
-            if self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-                return Ok((done - first, true));
+    /// Adds the prompt of `slot` but for its last token, from where the cache ends, to the rows that wait. Whenever
+    /// these are as many as a pass takes, they are computed.
+    fn queue_prompt(&mut self, slot: usize) -> Result<()> {
+        let Some(sequence) = &self.slots[slot] else { return Ok(()) };
+        let (cached, end) = (sequence.cached, sequence.prompt - 1);
+        let mut next = self.cache.len(cached)?;
+        while next < end && !self.interrupted() {
+            let count = (end - next).min(self.prefill_rows - self.rows.len());
+            self.append(cached, count)?;
+            let row = |(position, token): (usize, &u32)| Row { token: *token, position, sequence: cached };
+            if let Some(sequence) = &self.slots[slot] {
+                self.rows.extend(sequence.tokens.iter().enumerate().skip(next).take(count).map(row));
             }
-            let end = tokens.len().min(done + self.prefill_rows);
-            self.append(cached, end - done)?;
-            self.rows.clear();
-            self.rows.extend((done..end).map(|position| Row {
-                token: tokens[position],
-                position,
-                sequence: cached,
-            }));
-            self.llama.prefill(&self.rows, &mut self.kv, &self.cache, &mut self.work)?;
-            done = end;
-            self.release(cached, done)?;
+            next += count;
+            if self.rows.len() == self.prefill_rows {
+                self.prefill()?;
+            }
         }
-        Ok((done - first, false))
+        if next < end {
+            self.interrupt_prompt(cached);
+        }
+        Ok(())
+    }
+
+    /// Computes the keys and values of the rows that wait. If that fails or the user has interrupted it, the cache holds
+    /// none of them.
+    fn prefill(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let begun = Instant::now();
+        let interrupted = self.interrupted();
+        let done = match interrupted {
+            true => Ok(()),
+            false => self.llama.prefill(&rows, &mut self.kv, &self.cache, &mut self.work),
+        };
+        let seconds = begun.elapsed().as_secs_f64() / rows.len() as f64;
+        let settled = rows.chunk_by(|a, b| a.sequence == b.sequence).try_for_each(|of_prompt| {
+            let (cached, first, count) = (of_prompt[0].sequence, of_prompt[0].position, of_prompt.len());
+            if interrupted || done.is_err() {
+                self.interrupt_prompt(cached);
+                return self.cache.truncate(cached, first);
+            }
+            if let Some(sequence) = self.slots.iter_mut().flatten().find(|s| s.cached == cached) {
+                sequence.stats.prefill_tokens += count;
+                sequence.stats.prefill_seconds += seconds * count as f64;
+            }
+            self.release(cached, first + count)
+        });
+        self.rows = rows;
+        self.rows.clear();
+        done.and(settled)
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Ends a sequence whose prompt is not computed to its end.
+    fn interrupt_prompt(&mut self, cached: usize) {
+        if let Some(sequence) = self.slots.iter_mut().flatten().find(|s| s.cached == cached) {
+            sequence.stop = Some(Stop::Interrupted);
+        }
     }
 
     /// Makes `n` more positions of a sequence writable.

@@ -52,7 +52,7 @@ impl Stop {
 pub struct Stats {
     /// Prompt tokens that were computed: all but the last, less what was shared with another sequence.
     pub prefill_tokens: usize,
-    /// Seconds that the prompt took.
+    /// Seconds that the prompt took: of passes with rows of several prompts, the share of its own.
     pub prefill_seconds: f64,
     /// Seconds of the rounds this sequence took part in.
     pub decode_seconds: f64,

@@ -81,9 +81,7 @@ pub fn run<B: Backend>(
     let limits = Limits { sequences: requests.len(), context, max_draft };
     let mut generator = Generator::new(llama, limits).unwrap_or_else(|e| panic!("{e}"));
     let count = requests.len();
-    for request in requests {
-        generator.start(request).unwrap_or_else(|e| panic!("{e}"));
-    }
+    generator.start_all(requests).unwrap_or_else(|e| panic!("{e}"));
     let mut recorder = Recorder { rows: vec![Vec::new(); count] };
     while generator.is_active() {
         generator.round(&mut recorder).unwrap_or_else(|e| panic!("{e}"));
