@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc};
 
 use common::{
     bits_hash,
-    distribution::{Counts, Joint, write_tiny},
+    distribution::{Counts, Joint, write_random, write_tiny},
     golden_dir, greedy, ids, json, load, logits, reference, run,
 };
 use warploom::{
@@ -14,7 +14,7 @@ use warploom::{
     cache::Cache,
     checkpoint::{Checkpoint, Dtype},
     decode::{Finished, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
-    driver::{self, Driver},
+    driver::{self, Driver, Policy as Simulation, Simulator},
     model::Llama,
 };
 
@@ -217,6 +217,91 @@ fn choices_are_the_cpus_but_for_ties() {
     }
     println!("{different} of {positions} choices differ from the CPU's");
     assert!(different * 100 <= positions, "{different} of {positions} choices differ");
+}
+
+/// Prompts of a batch go through the layers together: in as many launches as one of them, and in the same bits.
+#[test]
+fn prompts_of_a_batch_share_their_passes() {
+    let checkpoint = Checkpoint::open(&golden_dir("gqa_bf16")).unwrap();
+    let simulator = Arc::new(Simulator::new(Simulation::default()));
+    let llama = Llama::new(&checkpoint, Gpu::new(simulator.clone(), &checkpoint).unwrap(), 128).unwrap();
+    let vocab = llama.config().vocab as u32;
+    let prompts: Vec<Vec<u32>> = [5, 70, 1, 40]
+        .iter()
+        .map(|length| (0..*length).map(|i| (7919 * (i + 3 * length)) % vocab).collect())
+        .collect();
+    let launches = |name: &str| -> u64 {
+        simulator.launched().iter().filter(|l| l.entry.contains(name)).map(|l| l.count).sum()
+    };
+    let launches = || [launches("gemm"), launches("attention_prefill")];
+    let mut before = [0, 0];
+    let mut run = |prompts: &[Vec<u32>]| {
+        let done = run(&llama, prompts.iter().map(|ids| greedy(ids, 2)).collect(), 128);
+        let after = launches();
+        let new = [after[0] - before[0], after[1] - before[1]];
+        before = after;
+        (done, new)
+    };
+    let (together, launched) = run(&prompts);
+    for (ids, together) in prompts.iter().zip(&together) {
+        let (alone, of_one) = run(std::slice::from_ref(ids));
+        assert_equal(&format!("{} tokens", ids.len()), together, &alone[0]);
+        assert_eq!(of_one, if ids.len() > 1 { launched } else { [0, 0] });
+    }
+    assert!(launched[1] > 0);
+}
+
+/// Logits of the last of `ids`, at positions `from` on of a sequence whose other positions no row sees.
+fn far_out<B: Backend>(llama: &Llama<B>, ids: &[u32], from: usize) -> Vec<f32> {
+    let page = llama.backend().page_size();
+    let pages = (from + ids.len()).div_ceil(page);
+    let mut cache = Cache::new(pages, page, 1, pages).unwrap();
+    let mut kv = llama.kv(&cache).unwrap();
+    let mut work = llama.work(ids.len(), 1).unwrap();
+    let sequence = cache.create().unwrap();
+    cache.append(sequence, from + ids.len(), &mut Vec::new()).unwrap();
+    let row = |(i, token): (usize, &u32)| Row { token: *token, position: from + i, sequence };
+    let rows: Vec<Row> = ids.iter().enumerate().map(row).collect();
+    let (prompt, last) = rows.split_at(rows.len() - 1);
+    llama.prefill(prompt, &mut kv, &cache, &mut work).unwrap();
+    llama.forward(0..llama.config().layers, last, &mut kv, &cache, &mut work).unwrap();
+    llama.head(0, 1, &mut work).unwrap().to_vec()
+}
+
+/// Whether logits are the CPU's, but for bf16's rounding.
+fn assert_near(what: &str, got: &[f32], cpu: &[f32]) {
+    let scale = cpu.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (got, cpu) in got.iter().zip(cpu) {
+        assert!((got - cpu).abs() < 0.05 * scale, "{what}: {got} for {cpu} of {scale}");
+    }
+}
+
+/// A small model's `config.json`.
+fn long_config(layers: usize, context: usize) -> String {
+    format!(
+        r#"{{"model_type":"llama","hidden_size":32,"intermediate_size":32,"num_hidden_layers":{layers},
+        "num_attention_heads":2,"num_key_value_heads":1,"vocab_size":40,"max_position_embeddings":{context},
+        "rms_norm_eps":1e-5,"rope_theta":500000.0,"rope_scaling":{{"rope_type":"llama3","factor":8,
+        "low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":8192}}}}"#
+    )
+}
+
+/// The last chunk of contexts of 32k and 128k.
+#[test]
+fn the_last_chunk_of_a_long_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids: Vec<u32> = (0..128).map(|i| (i * i + 7 * i) % 40).collect();
+    for context in [1 << 15, 1 << 17] {
+        write_random(dir.path(), &long_config(2, context));
+        let (mut cpu, mut device) = (load(dir.path(), context), on_device(dir.path(), context));
+        cpu.set_mask("chunk:128".parse().unwrap());
+        device.set_mask("chunk:128".parse().unwrap());
+        let from = context - 128;
+        let got = far_out(&device, &ids, from);
+        assert_near(&format!("{context}"), &got, &far_out(&cpu, &ids, from));
+        // The rows turn by other angles in the first chunk.
+        assert_ne!(got, far_out(&device, &ids, 0));
+    }
 }
 
 /// The logits of the last of `ids`, a decode row, after the others came as prompts of these lengths.

@@ -120,6 +120,59 @@ mod tests {
         near(Angles::new(&dynamic, 128).frequencies()[5], base.powf(-10.0 / 32.0));
     }
 
+    /// Frequencies of every scaling are those of the formulas as Hugging Face's code has them, rounded once; and the
+    /// angle of a position is the f32 product, whose cosine and sine are rounded once, to the end of 128k.
+    #[test]
+    fn every_scaling_at_128k() {
+        let (dim, theta, context) = (128usize, 5e5f64, 131_072usize);
+        let inverse = |base: f64, i: usize| 1.0 / base.powf((2 * i) as f64 / dim as f64);
+        let llama3 = |i: usize| {
+            let (f, wavelength) = (inverse(theta, i), 2.0 * PI * theta.powf((2 * i) as f64 / dim as f64));
+            let smooth = ((8192.0 / wavelength - 1.0) / (4.0 - 1.0)).clamp(0.0, 1.0);
+            (1.0 - smooth) * f / 8.0 + smooth * f
+        };
+        let yarn = |i: usize| {
+            let turns = |n: f64| dim as f64 * (4096.0 / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
+            let (low, high) = (turns(32.0).floor(), turns(1.0).ceil());
+            let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            inverse(theta, i) / 16.0 * ramp + inverse(theta, i) * (1.0 - ramp)
+        };
+        // Of max_position_embeddings, 64.
+        let stretched = theta * (2.0 * context as f64 / 64.0 - 1.0).powf(dim as f64 / (dim as f64 - 2.0));
+        let yarn_scale = f64::from(0.1 * 16f32.ln() + 1.0);
+        type Formula<'a> = &'a dyn Fn(usize) -> f64;
+        let cases: [(&str, Formula, f64); 5] = [
+            ("null", &|i| inverse(theta, i), 1.0),
+            (r#"{"type":"linear","factor":4}"#, &|i| inverse(theta, i) / 4.0, 1.0),
+            (r#"{"type":"dynamic","factor":2}"#, &|i| inverse(stretched, i), 1.0),
+            (&self::llama3(8), &llama3, 1.0),
+            (
+                r#"{"rope_type":"yarn","factor":16,"original_max_position_embeddings":4096}"#,
+                &yarn,
+                yarn_scale,
+            ),
+        ];
+        let mut out = vec![0.0; dim];
+        for (scaling, formula, magnitude) in cases {
+            let angles = Angles::new(&config(dim, theta, scaling), context);
+            for (i, f) in angles.frequencies().iter().enumerate() {
+                let want = formula(i);
+                assert!((f64::from(*f) / want - 1.0).abs() <= 6e-8, "{scaling}: {f} for {want}, pair {i}");
+            }
+            assert!((f64::from(angles.magnitude()) - magnitude).abs() < 2e-7, "{scaling}");
+            for position in [1, 32_767, 65_535, 131_071] {
+                angles.write(position, &mut out);
+                for (i, f) in angles.frequencies().iter().enumerate() {
+                    let (sin, cos) = f64::from(position as f32 * f).sin_cos();
+                    for (got, want) in [(out[i], cos), (out[dim / 2 + i], sin)] {
+                        let off = (f64::from(got) - want * magnitude).abs();
+                        assert!(off <= 2.5e-7, "{scaling}: {got} for {want} at {position}, pair {i}");
+                    }
+                }
+            }
+        }
+    }
+
     /// Far out in a long context the angle is that of the f32 product, and its cosine is right.
     #[test]
     fn angles_at_128k() {

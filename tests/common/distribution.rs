@@ -20,9 +20,13 @@ pub fn write_tiny(dir: &Path) {
     let config = r#"{"model_type":"llama","hidden_size":16,"intermediate_size":24,"num_hidden_layers":3,
         "num_attention_heads":2,"num_key_value_heads":1,"vocab_size":5,"max_position_embeddings":64,
         "rms_norm_eps":1e-5}"#;
+    assert_eq!(write_random(dir, config).vocab, VOCAB);
+}
+
+/// Writes a checkpoint with this `config.json` and random weights in f32.
+pub fn write_random(dir: &Path, config: &str) -> Config {
     std::fs::write(dir.join("config.json"), config).unwrap();
     let config = Config::from_dir(dir).unwrap();
-    assert_eq!(config.vocab, VOCAB);
     let mut state = 12345u64;
     let mut tensors = Vec::new();
     for (name, shape) in config.tensors() {
@@ -44,6 +48,7 @@ pub fn write_tiny(dir: &Path) {
         )
     });
     std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    config
 }
 
 /// Probabilities of continuations by their tokens.

@@ -543,7 +543,8 @@ fn a_verified_row_is_the_decoded_row() {
     }
 }
 
-/// More segments than the combine step has warps, those of the last row at the end of the scratch.
+/// More segments than the combine step has warps, those of the last row at the end of the scratch; and contexts of 32k
+/// and 128k.
 #[test]
 fn long_contexts() {
     let mut random = Random::new("attention long");
@@ -551,6 +552,12 @@ fn long_contexts() {
     let mut case = Case::new(&mut random, Dtype::F16, 2, 1, 8, Mask::CAUSAL);
     case.add(&mut random, 2049, 1).add(&mut random, 9 * 2048 + 100, 1);
     case.check_parts(&rig);
+    for (mask, keys) in [("full", 1 << 15), ("window:300+sinks:4", 1 << 17), ("chunk:2048", (1 << 17) - 1)] {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, mask.parse().unwrap());
+        case.page_size = 64;
+        case.add(&mut random, keys, 2);
+        case.check_parts(&rig);
+    }
 }
 
 /// Pages of any size, in either layout, and one page per sequence.
