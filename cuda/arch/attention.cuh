@@ -44,8 +44,7 @@ __device__ __forceinline__ Visible visible_to_any(const P& p, const Sequence& s,
         prefix = max(prefix, of_row.prefix);
         if (of_row.hi > of_row.lo) lo = min(lo, of_row.lo), hi = max(hi, of_row.hi);
     }
-    hi = warp_max(hi);
-    return {warp_max(prefix), hi > 0 ? warp_min(lo) : 0, hi};
+    return {warp_max(prefix), warp_min(lo), warp_max(hi)};
 }
 
 // Elements from a kv head's first to those of position `key`, -1 if there is no page with it. The seven positions after

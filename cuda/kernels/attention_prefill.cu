@@ -20,8 +20,9 @@
 //
 // Online softmax, a row's: with m the largest score so far (unscaled) and c = scale log2 e, a tile's weights are p =
 // 2^(c s - c m), one fused multiplication and exp2 each; where m grows, l and o shrink by 2^(c m_old - c m_new); l +=
-// sum of p, o += P V. At the end, out = o / l and lse = ln 2 (c m + log2 l). A softcap, or a scale that is not
-// positive, is applied to the scores first; then c = 1.
+// sum of p, o += P V. At the end, out = o / l and lse = ln 2 (c m + log2 l). All weights of a row have the rounding of
+// c m as a common factor, which ends in l: 2^16 where c m is 2^28. A softcap, or a scale that is not in (0, 1], is
+// applied to the scores first; then c = 1.
 //
 // What is where, of 16 rows and lane l: scores, weights and o are accumulators of mma (mma.cuh): rows l / 4 and l / 4 +
 // 8, of every eight columns 2 (l % 4) and the next. Two such groups of eight keys are, rounded to T, the A operand of P
@@ -117,9 +118,8 @@ template <int ROWS> __device__ __forceinline__ int2 find_tile(const WlAttentionP
     int high = highest - number / p.sequences, low = high;
     for (int step = 1; low > 0 && tiles_from<ROWS>(p, low) <= number; step *= 2) {
         high = low - 1;
-        low = max(low - step, 0);
+        low -= step;
     }
-    if (low < 0 || tiles_from<ROWS>(p, low) <= number) return {-1, -1};
     while (low < high) {
         const int middle = (low + high + 1) / 2;
         if (tiles_from<ROWS>(p, middle) > number) {
@@ -129,7 +129,7 @@ template <int ROWS> __device__ __forceinline__ int2 find_tile(const WlAttentionP
         }
     }
     int rank = number - tiles_from<ROWS>(p, low + 1);
-    for (int base = 0;; base += 32) {
+    for (int base = 0; base < p.sequences; base += 32) {
         const int index = base + lane_id();
         const Tiles tiles = index < p.sequences ? tiles_of<ROWS>(p, index) : Tiles{0, -1};
         const bool there = low <= tiles.level && low > tiles.level - tiles.count;
@@ -141,6 +141,7 @@ template <int ROWS> __device__ __forceinline__ int2 find_tile(const WlAttentionP
         }
         rank -= __popc(all);
     }
+    return {-1, -1};
 }
 
 // ---- keys and values on their way into shared memory
@@ -393,9 +394,9 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
 #pragma unroll
         for (int i = 0; i < D / 2; i++) out.o[b][i / 4][i % 4] = 0;
     }
-    // Scores times `factor` are exponents of 2. Where a multiplication cannot make them such, or 0 * -inf might come
-    // up, they are made so beforehand.
-    const bool plain = p.softcap == 0 && p.scale > 1e-20f;
+    // Scores times `factor` are exponents of 2. Where a multiplication cannot make them such, where 0 * -inf might come
+    // up, or where the rounding of the largest exponent would be seen, they are made so beforehand.
+    const bool plain = p.softcap == 0 && p.scale > 1e-20f && p.scale <= 1;
     const float factor = plain ? p.scale * LOG2_E : 1;
 
     // At D = 128, a tile: 32 KB of K and V arrive; 64 ex2 a lane; 4.2 MFLOP in 1024 mma, 2048 cycles of an A100's SM.
@@ -438,7 +439,7 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
             const int row = 16 * b + 8 * r + lane_id() / 4, at = first + row;
             const int head = kv_head * group + at % group;
             float m = __fmul_rn(out.m[b][r], factor), l = warp_sum<4>(out.l[b][r]), keep = 1;
-            if (p.sinks && l != 0 && at < end) {
+            if (p.sinks && l != 0) {
                 const float sink = __fmul_rn(global<const float>(p.sinks)[head], LOG2_E), most = fmaxf(m, sink);
                 keep = exp2_approx(m - most);
                 l = __fmaf_rn(l, keep, exp2_approx(sink - most));
@@ -446,7 +447,8 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
             }
             const float inverse = l == 0 ? 0 : __fmul_rn(keep, __frcp_rn(l));
             if (p.lse && at < end && lane_id() % 4 == 0) {
-                global<float>(p.lse)[int64_t(head) * p.tokens + sequence.first + at / group] =
+                // All heads' rows are up to 2^30.
+                global<float>(p.lse)[head * p.tokens + sequence.first + at / group] =
                     __fmul_rn(LN_2, __fadd_rn(m, log2f(l)));
             }
 #pragma unroll

@@ -80,7 +80,8 @@ pub struct AttentionPrefillArgs<'b> {
     pub mask: Mask,
     /// i32 `[tokens]`: first position of each row's document, before which it sees nothing.
     pub documents: Option<View<'b>>,
-    /// Factor of q · k, commonly 1/√head_dim; to 1e30 in magnitude.
+    /// Factor of q · k, commonly 1/√head_dim; to 1e30 in magnitude. With one of up to 1, scores beyond 1e8 may
+    /// overflow.
     pub scale: f32,
     /// Scores become softcap · tanh(score / softcap), for 1e-6 to 1e30; 0 leaves them.
     pub softcap: f32,

@@ -163,7 +163,7 @@ impl Case {
     }
 
     /// Page ids of every sequence, `stride` each, and how many pages there are. Pages of which nothing need be held
-    /// have ids that are out of range.
+    /// have ids that are out of range, or none.
     fn table(&self, stride: usize) -> (Vec<i32>, usize) {
         let mut random = Random::new(&format!("pages {}", self.shuffle));
         let mut table = vec![];
@@ -174,7 +174,7 @@ impl Case {
                 table.push(if keys.into_iter().any(|held| *held) {
                     0
                 } else {
-                    random.pick(&[-1, i32::MAX, i32::MIN, 1 << 20])
+                    random.pick(&[-1, i32::MAX, i32::MIN, 1 << 20, UNWRITTEN, UNWRITTEN])
                 });
             }
         }
@@ -188,7 +188,7 @@ impl Case {
     }
 
     /// The caches: NaN but for what must be held.
-    fn caches(&self, layout: &PageLayout, table: &[i32], stride: usize) -> [Vec<f64>; 2] {
+    pub fn caches(&self, layout: &PageLayout, table: &[i32], stride: usize) -> [Vec<f64>; 2] {
         let elements = layout.pages * self.page_size * self.kv_heads * self.head_dim;
         let mut caches = [vec![f64::NAN; elements], vec![f64::NAN; elements]];
         for (i, s) in self.sequences.iter().enumerate() {
@@ -291,7 +291,8 @@ impl Case {
                     let (out, lse) = self.attend(s, &scores, head, |x| x);
                     want.extend(out);
                     naive.extend(self.attend(s, &scores, head, |x| round(x, self.dtype)).0);
-                    let greatest = scores.iter().map(|s| s.1.abs()).fold(1.0, f64::max);
+                    let sink = self.sinks.as_ref().map_or(0.0, |sinks| sinks[head].abs());
+                    let greatest = scores.iter().map(|s| s.1.abs()).fold(sink.max(1.0), f64::max);
                     let got = run.lse[row_index * self.heads + head];
                     assert!(
                         got == lse || (got - lse).abs() <= 1e-5 * greatest,
@@ -342,6 +343,9 @@ impl std::fmt::Display for Case {
     }
 }
 
+/// An entry of the page table that is not written at all: the simulator reports who reads it.
+const UNWRITTEN: i32 = i32::MIN + 1;
+
 /// Inputs in device memory.
 pub struct Memory {
     pub q: Buffer,
@@ -377,6 +381,15 @@ impl Memory {
             let rows = table.chunks(table_stride).rev();
             table = std::iter::repeat_n(-1, table_stride).chain(rows.flatten().copied()).collect();
         }
+        let mut written = rig.poisoned(table.len(), Dtype::F32);
+        let mut at = 0;
+        for part in table.chunk_by(|a, b| (*a == UNWRITTEN) == (*b == UNWRITTEN)) {
+            if part[0] != UNWRITTEN {
+                let bytes = 4 * at..4 * (at + part.len());
+                rig.stream.upload(&mut written.view_mut().part(bytes), part).expect("upload");
+            }
+            at += part.len();
+        }
         let rows = || case.sequences.iter().flat_map(|s| &s.rows);
         let gap = vec![f64::NAN; case.gap];
         let q: Vec<f64> = rows().flat_map(|row| [&row.q[..], &gap].concat()).collect();
@@ -395,7 +408,7 @@ impl Memory {
             documents: column(&|row| row.document),
             sinks: rig.upload(&encode(case.sinks.as_deref().unwrap_or_default(), Dtype::F32)),
             slots: rig.upload(&slots),
-            table: rig.upload(&table),
+            table: written,
             table_rows: sequences + usize::from(case.slots),
             table_stride,
             q_stride: case.width() + case.gap,

@@ -1,14 +1,14 @@
 //! Attention of any number of rows over paged keys and values, against its definition in f64.
 
 use warploom::{
-    driver::ViewMut,
-    kernels::{AttentionPrefillArgs, Dtype, RowsMut},
+    driver::{Buffer, View, ViewMut},
+    kernels::{AttentionPrefillArgs, Dtype, PageLayout, PageTable, Rows, RowsMut},
     mask::{Mask, Pattern},
 };
 
 use super::{
     attention::{Case, Memory, PATTERNS, Run, Sequence, assert_same},
-    harness::{Random, Rig, bits, rig, rigs},
+    harness::{Random, Rig, bits, encode, rig, rigs},
 };
 
 fn args<'b>(
@@ -84,10 +84,10 @@ fn any_shape() {
     let mut random = Random::new("prefill shapes");
     let rigs = rigs();
     let dims = [8, 40, 64, 72, 80, 96, 104, 128, 136, 200, 256];
-    let groups = [(1, 1), (3, 1), (4, 2), (5, 1), (8, 1), (3, 3), (6, 2)];
+    let groups = [(1, 1), (3, 1), (4, 2), (5, 1), (7, 1), (8, 1), (16, 1), (3, 3), (6, 2)];
     for i in 0..33 {
         let dtype = [Dtype::Bf16, Dtype::F16][i % 2];
-        let (heads, kv_heads) = random.pick(&groups);
+        let (heads, kv_heads) = groups[i % groups.len()];
         let pattern = random.one_of(&PATTERNS)(random.range(1, 200));
         let mask = Mask { pattern, prefix: random.pick(&[0, 0, 1, 9, 70]) };
         let mut case = Case::new(&mut random, dtype, heads, kv_heads, dims[i % dims.len()], mask);
@@ -98,7 +98,7 @@ fn any_shape() {
             let rows = random.range(0, most_rows);
             case.add(&mut random, keys, rows);
         }
-        case.page_size = random.pick(&[8, 16, 24, 64, 336]);
+        case.page_size = random.pick(&[8, 16, 24, 64, 128, 336]);
         case.slots_first = random.pick(&[true, false]);
         case.slots = random.pick(&[true, false]);
         case.gap = random.pick(&[0, 8, 24]);
@@ -131,8 +131,10 @@ fn any_order_of_events() {
             let mask = Mask { pattern: Pattern::Window { keys: 150 }, prefix: 3 };
             let mut case = Case::new(&mut random, [Dtype::F16, Dtype::Bf16][i / 4], 3, 1, head_dim, mask);
             case.add(&mut random, 60, 60).add(&mut random, 420, 7);
-            // A tile whose rows see nothing: not even a key is waited for.
-            case.add(&mut random, 0, 2);
+            // Tiles whose rows see nothing: not even a key is waited for, but the rows are there.
+            case.add(&mut random, 0, 50);
+            case.positions = true;
+            case.sequences[2].rows.iter_mut().for_each(|row| row.position = 5);
             check(&case, &rig);
         }
     }
@@ -190,11 +192,13 @@ fn many_sequences() {
             let context = random.pick(&[0, 0, 1, 1000]);
             case.add(&mut random, rows + context, rows);
         }
-        case.max_rows = case.max_rows.max(longest);
+        // The last has the most keys of all.
+        case.add(&mut random, longest + 1100, longest);
         let run = check(&case, random.one_of(&rigs));
         let Some(counters) = run.counters.first() else { continue };
         let tiles: usize = case.sequences.iter().map(|s| (2 * s.rows.len()).div_ceil(128)).sum();
-        assert!(counters.ctas as usize <= tiles + sequences, "{} CTAs for {tiles} tiles", counters.ctas);
+        let most = tiles + case.sequences.len();
+        assert!(counters.ctas as usize <= most, "{} CTAs for {tiles} tiles", counters.ctas);
         assert_eq!(counters.global_store.bytes as usize, case.tokens() * 2 * (8 * 2 + 4), "each row once");
     }
 }
@@ -267,6 +271,9 @@ fn positions_far_apart() {
         for (row, position) in [(0, 7), (1, 550), (2, 905), (3, i32::MAX), (40, i32::MIN), (139, 1000)] {
             case.sequences[0].rows[row].position = position;
         }
+        // Rows that see the prefix alone.
+        case.add(&mut random, 200, 3);
+        case.sequences[1].rows.iter_mut().for_each(|row| row.position = 2000);
         check(&case, &rig);
     }
 }
@@ -322,6 +329,180 @@ fn missing_pages() {
         }
         check(16, 18, &|table| table.truncate(16));
     }
+    // In a tile that all rows see whole.
+    let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 64, Mask::CAUSAL);
+    case.add(&mut random, 300, 100);
+    let run = run_with(&case, &rig, |table| table[4] = -1);
+    assert!(run.out.iter().chain(&run.lse).all(|x| x.is_nan()));
+}
+
+/// Rows that see nothing are 0, with −∞, beside others and by themselves: dead ones, those whose document begins after
+/// them, those past the last key.
+#[test]
+fn rows_that_see_nothing() {
+    let mut random = Random::new("prefill nothing");
+    let rig = rig();
+    for (pattern, prefix) in [
+        (Pattern::Causal, 0),
+        (Pattern::Window { keys: 30 }, 4),
+        (Pattern::Full, 0),
+        (Pattern::Blockwise { keys: 16 }, 3),
+    ] {
+        let mask = Mask { pattern, prefix };
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, mask);
+        (case.positions, case.documents) = (true, true);
+        case.sinks = Some(random.normals(2, 1.0, Dtype::F32));
+        case.add(&mut random, 100, 7).add(&mut random, 20, 70).add(&mut random, 0, 3);
+        let rows = [(-1, 0), (-3, 0), (50, 90), (80, 60), (80, 20), (99, 0), (i32::MIN, 3)];
+        for (row, (position, document)) in case.sequences[0].rows.iter_mut().zip(rows) {
+            (row.position, row.document) = (position, document);
+        }
+        // A tile of nothing else.
+        case.sequences[1].rows.iter_mut().for_each(|row| (row.position, row.document) = (10, 100));
+        case.sequences[2].rows.iter_mut().for_each(|row| row.position = 40);
+        let run = check(&case, &rig);
+        assert!(run.lse[14..].iter().all(|x| *x == f64::NEG_INFINITY), "{mask}");
+        assert!(run.lse[..4].iter().all(|x| *x == f64::NEG_INFINITY), "{mask}: dead rows");
+    }
+}
+
+/// One row of a warp finds a larger score in the second tile, all others in the first.
+#[test]
+fn one_row_finds_a_larger_score() {
+    let mut random = Random::new("prefill larger");
+    let rig = rig();
+    let full = Mask { pattern: Pattern::Full, prefix: 0 };
+    for (row, head_dim) in [(0, 8), (7, 8), (8, 8), (16, 8), (31, 8), (3, 256), (12, 256)] {
+        let mut case = Case::new(&mut random, Dtype::F16, 1, 1, head_dim, full);
+        case.add(&mut random, 128, 32);
+        let s = &mut case.sequences[0];
+        // Keys of the first half are the first unit vector, those of the second half the second one.
+        for (i, k) in s.k.iter_mut().enumerate() {
+            let (key, column) = (i / head_dim, i % head_dim);
+            *k = f64::from(u8::from(column == key / 64));
+        }
+        for (i, of_row) in s.rows.iter_mut().enumerate() {
+            of_row.q.fill(0.0);
+            of_row.q[usize::from(i == row)] = 8.0;
+        }
+        case.scale = 1.0;
+        check(&case, &rig);
+    }
+}
+
+/// The largest factors and sinks that are taken, and the smallest cap; and sinks that are far from all scores.
+#[test]
+fn numbers_at_the_ends_of_their_ranges() {
+    let mut random = Random::new("prefill ends");
+    let rig = rig();
+    for (scale, softcap, sink) in
+        [(1e30, 0.0, 0.0), (-1e30, 1e-6, 0.0), (1.0, 1e30, 1.0), (1.0, 0.0, 2e38), (0.0, 1e-6, -2e38)]
+    {
+        let mut case = Case::new(&mut random, Dtype::Bf16, 2, 1, 8, Mask::CAUSAL);
+        (case.scale, case.softcap, case.sinks) = (scale, softcap, Some(vec![sink; 2]));
+        case.add(&mut random, 150, 70);
+        let run = run(&case, &rig);
+        let finite = run.out.iter().chain(&run.lse).all(|x| x.is_finite());
+        assert!(finite, "scale {scale}, softcap {softcap}, sinks {sink}");
+    }
+    let mut case = Case::new(&mut random, Dtype::F16, 4, 1, 8, Mask::CAUSAL);
+    case.sinks = Some(vec![300.0, -300.0, 9.0, 4.0]);
+    case.add(&mut random, 100, 40);
+    check(&case, &rig);
+}
+
+/// Rows near the ends of contexts of 32k and 128k positions.
+#[test]
+fn long_contexts() {
+    let mut random = Random::new("prefill long");
+    let rig = rig();
+    let (k32, k128) = (1 << 15, 1 << 17);
+    for (keys, rows, pattern, prefix) in [
+        (k32, 70, Pattern::Causal, 0),
+        (k32, 3, Pattern::Full, 0),
+        (k32, 200, Pattern::Window { keys: 1000 }, 4),
+        (k128, 1, Pattern::Causal, 0),
+        (k128, 100, Pattern::Window { keys: 300 }, 0),
+        (k128 + 50, 100, Pattern::Chunk { keys: 1024 }, 65),
+        (k128 + 50, 100, Pattern::Overlap { keys: 512 }, 0),
+        (k128 - 70, 100, Pattern::Blockwise { keys: 256 }, 2),
+    ] {
+        let mask = Mask { pattern, prefix };
+        let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, mask);
+        case.page_size = 64;
+        case.add(&mut random, keys, rows);
+        check(&case, &rig);
+    }
+}
+
+/// Row 1 of q and of out and page 1 begin beyond 2^31 elements; row 0, which is no sequence's, and page 0, which is not
+/// used, would lie in memory that there is not. So do the last slots of a contiguous cache.
+#[test]
+fn rows_and_pages_beyond_31_bits() {
+    let mut random = Random::new("prefill far");
+    let rig = rig();
+    let stride = (1usize << 31) + 8;
+    let mut case = Case::new(&mut random, Dtype::F16, 2, 1, 64, Mask::CAUSAL);
+    case.page_size = 304;
+    case.add(&mut random, 300, 1);
+    let want = run(&case, &rig);
+    let memory = Memory::of(&case, &rig, |_| ());
+    let near = case.layout(1);
+    let caches = case.caches(&near, &[0], 1).map(|x| rig.upload(&encode(&x, case.dtype)));
+    let (table, offsets) = (rig.upload(&[1]), rig.upload(&[1, 2]));
+    let mut out = rig.poisoned(case.width(), case.dtype);
+    // SAFETY: the kernel touches row 1 and page 1 alone, which are all of the buffers.
+    let far = |x: &Buffer| unsafe {
+        View::from_raw(x.view().address() - 2 * stride as u64, 2 * stride + x.bytes())
+    };
+    let out_far = unsafe {
+        ViewMut::from_raw(out.view_mut().address() - 2 * stride as u64, 2 * stride + 2 * case.width())
+    };
+    let args_far = AttentionPrefillArgs {
+        tokens: 2,
+        q: Rows { view: far(&memory.q), stride },
+        layout: PageLayout { pages: 2, page_stride: stride, ..near },
+        k: far(&caches[0]),
+        v: far(&caches[1]),
+        table: PageTable { view: table.view(), sequences: 1, stride: 1 },
+        offsets: offsets.view(),
+        ..args(&case, &memory, RowsMut { view: out_far, stride }, None)
+    };
+    rig.reports(|| rig.kernels.attention_prefill.launch(&rig.stream, &args_far));
+    assert_eq!(bits(&rig.download(&out, case.dtype)), bits(&want.out));
+
+    let (keys, held, stride) = (40_000, 20, (1usize << 16) + 8);
+    let mut case = Case::new(&mut random, Dtype::F16, 1, 1, 8, "window:20".parse().unwrap());
+    case.page_size = keys;
+    case.add(&mut random, keys, 1);
+    let want = run(&case, &rig);
+    let memory = Memory::of(&case, &rig, |_| ());
+    let first = keys - held;
+    assert!(first * stride > 1 << 31);
+    let s = &case.sequences[0];
+    let caches = [&s.k, &s.v].map(|x| {
+        let mut slots = vec![f64::NAN; (held - 1) * stride + 8];
+        for (slot, x) in slots.chunks_mut(stride).zip(x[first * 8..].chunks(8)) {
+            slot[..8].copy_from_slice(x);
+        }
+        rig.upload(&encode(&slots, case.dtype))
+    });
+    // SAFETY: the kernel touches the last 20 slots alone, which are all of the buffers.
+    let far = |x: &Buffer| unsafe {
+        let before = 2 * first * stride;
+        View::from_raw(x.view().address() - before as u64, before + x.bytes())
+    };
+    let table = rig.upload(&[0]);
+    let mut out = rig.poisoned(8, case.dtype);
+    let args = AttentionPrefillArgs {
+        layout: PageLayout { slot_stride: stride, ..case.layout(1) },
+        k: far(&caches[0]),
+        v: far(&caches[1]),
+        table: PageTable { view: table.view(), sequences: 1, stride: 1 },
+        ..args(&case, &memory, RowsMut { view: out.view_mut(), stride: 8 }, None)
+    };
+    rig.reports(|| rig.kernels.attention_prefill.launch(&rig.stream, &args));
+    assert_eq!(bits(&rig.download(&out, case.dtype)), bits(&want.out));
 }
 
 /// Sequences whose numbers are out of range are left alone, and others are not disturbed.
@@ -454,20 +635,24 @@ fn heavy_tiles_come_first() {
     rig.driver.drop_stream(stream);
 }
 
-/// What a row of CTAs reads and computes, by the mask alone: keys that its rows see together, and mma of the tiles that
-/// a warp's rows see.
-fn work(case: &Case) -> (u64, u64) {
+/// What a row of CTAs reads, writes to shared memory and computes, by the mask alone: keys that its rows see together,
+/// tiles that hold one of them, and mma of the tiles that a warp's rows see.
+fn work(case: &Case) -> (u64, u64, u64) {
     let width = [64, 96, 128, 256].into_iter().find(|width| case.head_dim <= *width).unwrap();
     let (rows_of_warp, tile) = if width == 256 { (16, 32) } else { (32, 64) };
     let group = case.heads / case.kv_heads;
-    let (mut keys, mut tiles) = (0, 0);
+    let (mut keys, mut tiles, mut copied) = (0, 0, 0);
     for s in &case.sequences {
         let seen: Vec<_> = (0..s.rows.len() * group).map(|at| case.visible(s, &s.rows[at / group])).collect();
         let hi = |rows: &[warploom::mask::Visible]| rows.iter().map(|v| v.hi).max().unwrap();
         for rows in seen.chunks(4 * rows_of_warp) {
             let lo = rows.iter().filter(|v| v.hi > v.lo).map(|v| v.lo).min().unwrap_or(0);
             let prefix = rows.iter().map(|v| v.prefix).max().unwrap();
-            keys += (0..s.keys).filter(|key| *key < prefix || (lo..hi(rows)).contains(key)).count();
+            let hi = hi(rows);
+            let sees = |key: &usize| *key < prefix || (lo..hi).contains(key);
+            keys += (0..s.keys).filter(sees).count();
+            let of_tile = |i: &usize| (tile * i..s.keys.min(tile * (i + 1))).any(|key| sees(&key));
+            copied += 2 * tile * (0..s.keys.div_ceil(tile)).filter(of_tile).count() + 4 * rows_of_warp;
         }
         for rows in seen.chunks(rows_of_warp) {
             let sees = |key: usize| rows.iter().any(|v| v.contains(key));
@@ -477,11 +662,11 @@ fn work(case: &Case) -> (u64, u64) {
     let q = case.tokens() * case.width() * 2;
     let bytes = keys * case.kv_heads * case.head_dim * 2 * 2 + q;
     let mma = tiles * case.kv_heads * rows_of_warp / 16 * (tile / 8) * (width / 16) * 2;
-    (bytes as u64, mma as u64)
+    (bytes as u64, (copied * case.kv_heads * width * 2) as u64, mma as u64)
 }
 
 /// K, V and q are read once by each tile of rows, without bank conflicts and in whole sectors; what no row sees is not
-/// read, and not computed with.
+/// read, and not computed with, and tiles of it are not even filled with zeros.
 #[test]
 fn work_follows_the_mask() {
     let mut random = Random::new("prefill work");
@@ -494,8 +679,9 @@ fn work_follows_the_mask() {
         case.add(&mut random, 450, 150).add(&mut random, 70, 70).add(&mut random, 300, 1);
         let run = run(&case, &rig);
         let Some(counters) = run.counters.first() else { return };
-        let (bytes, mma) = work(&case);
-        assert_eq!((counters.copy.bytes, counters.mma), (bytes, mma), "{case}");
+        let (bytes, copied, mma) = work(&case);
+        let counted = (counters.copy.bytes, counters.copy_bytes_written, counters.mma);
+        assert_eq!(counted, (bytes, copied, mma), "{case}");
         assert_eq!(counters.copy.sectors * 32, counters.copy.bytes, "{case}: whole sectors");
         assert_eq!(counters.matrix.wavefronts, counters.matrix.ideal, "{case}: bank conflicts of ldmatrix");
         let shared = [&counters.shared_load, &counters.shared_store];
@@ -504,6 +690,15 @@ fn work_follows_the_mask() {
         let besides = counters.global_load.sectors * 32;
         assert!(besides < bytes / 4, "{case}: {besides} bytes of numbers and page tables");
     }
+    // Rows that see the tiles of keys 0 to 64 and 64 to 128, and rows that see the first and that of 128 to 192: neither
+    // compute with the others'.
+    let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, "chunk:64+sinks:64".parse().unwrap());
+    case.add(&mut random, 192, 128);
+    let (bytes, copied, mma) = work(&case);
+    let counters = &run(&case, &rig).counters[0];
+    assert_eq!((bytes, copied), ((2 * 192 + 128) * 8 * 2, (2 * 192 + 128) * 64 * 2));
+    assert_eq!(mma, 4 * 2 * 2 * 8 * 4 * 2, "four warps, two tiles each");
+    assert_eq!((counters.copy.bytes, counters.copy_bytes_written, counters.mma), (bytes, copied, mma));
 }
 
 /// Rows with a context that is 16384 keys longer: not a byte, mma or instruction more, where they do not see it.
@@ -523,8 +718,8 @@ fn work_does_not_grow_with_the_context() {
             Some((run.counters.first()?.clone(), work(&case)))
         };
         let Some(((short, expected), (long, _))) = launch(1000).zip(launch(1000 + 16384)) else { return };
-        assert_eq!((short.copy.bytes, short.mma), expected);
-        assert_eq!(short.copy, long.copy);
+        assert_eq!((short.copy.bytes, short.copy_bytes_written, short.mma), expected);
+        assert_eq!((&short.copy, short.copy_bytes_written), (&long.copy, long.copy_bytes_written));
         assert_eq!((short.mma, short.ctas, short.instructions), (long.mma, long.ctas, long.instructions));
         assert_eq!(short.global_load, long.global_load);
     }
@@ -547,6 +742,12 @@ fn every_byte_moves_once() {
     assert_eq!(counters.mma, (18 + 20) * 256 * 8);
     let besides = counters.global_load.sectors * 32;
     assert!(besides < (kv + q) / 50, "{besides} bytes of numbers and page tables");
+    // A tile more of context: each warp looks up eight pages more, of eight keys each.
+    let before = counters.global_load.bytes;
+    let mut longer = case.empty();
+    longer.add(&mut random, 364, 64);
+    let result = run(&longer, &rig);
+    assert_eq!(result.counters[0].global_load.bytes - before, 2 * 8 * 4 * 8 * 4);
 
     // Nothing of a dead row is read.
     let mut case = case.empty();
