@@ -3,9 +3,8 @@
 //! written by hand: every operation is a forward function and its backward twin over plain buffers.
 //!
 //! Start from [`train`], which goes from a text to a checkpoint folder, or from [`Trainer`], one step of it.
-//! [`Settings`] says what to train; `model` is the graph, `schedule` the recipe, `adamw` the optimizer.
+//! [`Settings`] says what to train; `model` is the graph, `schedule` the recipe. The optimizer is [`optimizer::AdamW`].
 
-mod adamw;
 mod attention;
 mod data;
 mod matrix;
@@ -26,8 +25,10 @@ pub use data::read_text;
 pub use schedule::{Curriculum, ExitScale, dropout_probability, exit_weights, learning_rate};
 pub use settings::Settings;
 
-use crate::{Error, Result};
-use adamw::{AdamW, CHUNK};
+use crate::{
+    Error, Result,
+    optimizer::{self, AdamW, Statistics},
+};
 use data::Corpus;
 use model::{ExitLoss, Graph, Lane, Sample};
 use output::{LogLine, Output};
@@ -37,6 +38,9 @@ const LOG_EVERY: usize = 20;
 
 /// Held-out sequences of an evaluation.
 const VALIDATION_SEQUENCES: usize = 16;
+
+/// Gradients added as one unit of parallel work; fixed, so that sums do not depend on the threads.
+const CHUNK: usize = 1 << 14;
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +197,14 @@ pub struct StepReport {
     pub exits: Vec<Option<f64>>,
     /// Euclidean norm of the gradient before clipping.
     pub gradient_norm: f64,
+    /// What the update measured of each tensor, in the order of [`Trainer::tensors`].
+    pub tensors: Vec<Statistics>,
+}
+
+/// A weight of the checkpoint and its optimizer.
+struct Tensor {
+    name: String,
+    adam: AdamW,
 }
 
 /// Weights, optimizer state and buffers of a run.
@@ -201,7 +213,8 @@ pub struct Trainer {
     graph: Graph,
     weights: Vec<f32>,
     lanes: Vec<Lane>,
-    adam: AdamW,
+    /// In the order of the weights.
+    tensors: Vec<Tensor>,
     dropout_rng: ChaCha8Rng,
     step: usize,
 }
@@ -210,14 +223,22 @@ impl Trainer {
     /// Initial weights, and every buffer that the run will use.
     ///
     /// # Errors
-    /// Those of [`Settings::check`].
+    /// Those of [`Settings::check`]; [`Error::Capacity`] if there is no memory for the optimizer.
     pub fn new(settings: Settings) -> Result<Self> {
         settings.check()?;
         let graph = Graph::new(&settings);
+        let mut tensors = graph.layout.tensors(&settings);
+        tensors.sort_unstable_by_key(|tensor| tensor.range.start);
+        let tensors = tensors.into_iter().map(|parameters::Tensor { name, range, .. }| {
+            let decays = range.start < graph.layout.matrices;
+            let weight_decay = if decays { settings.weight_decay } else { 0.0 };
+            let settings = optimizer::Settings { weight_decay, ..optimizer::Settings::default() };
+            Ok(Tensor { name, adam: AdamW::new(settings, range.len())? })
+        });
         Ok(Trainer {
+            tensors: tensors.collect::<Result<_>>()?,
             weights: graph.layout.initial(&mut rng(settings.seed, Stream::Weights)),
             lanes: (0..settings.lanes()).map(|_| Lane::new(&graph)).collect(),
-            adam: AdamW::new(graph.layout.len),
             dropout_rng: rng(settings.seed, Stream::Dropout),
             step: 0,
             graph,
@@ -254,14 +275,7 @@ impl Trainer {
         }
         let clip = (f64::from(self.settings.clip) / gradient_norm).min(1.0) as f32;
         let rate = self.learning_rate(self.step);
-        self.adam.step(
-            &mut self.weights,
-            &self.lanes[0].gradient,
-            clip,
-            rate,
-            self.settings.weight_decay,
-            self.graph.layout.matrices,
-        );
+        let updated = self.update(rate, clip)?;
         self.step += 1;
         let tokens = (sequences * sequence) as f64;
         Ok(StepReport {
@@ -272,7 +286,28 @@ impl Trainer {
                 .map(|(exit, &w)| (w > 0.0).then_some(exit.sum / tokens))
                 .collect(),
             gradient_norm,
+            tensors: updated,
         })
+    }
+
+    /// Names of the weights, in the order of [`StepReport::tensors`].
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|tensor| tensor.name.as_str())
+    }
+
+    /// Updates every tensor by the gradient in the first lane.
+    fn update(&mut self, learning_rate: f32, gradient_scale: f32) -> Result<Vec<Statistics>> {
+        let (mut weights, mut gradients) = (&mut self.weights[..], &self.lanes[0].gradient[..]);
+        let mut parts = Vec::with_capacity(self.tensors.len());
+        for Tensor { adam, .. } in &mut self.tensors {
+            let len = adam.moments().0.len();
+            let (part, rest) = weights.split_at_mut(len);
+            let (gradient, others) = gradients.split_at(len);
+            parts.push((adam, part, gradient));
+            (weights, gradients) = (rest, others);
+        }
+        let parts = parts.into_par_iter();
+        parts.map(|(adam, part, gradient)| adam.step(part, gradient, learning_rate, gradient_scale)).collect()
     }
 
     /// Cross-entropy and agreement at every exit over sequences of inputs and targets, without dropout.
