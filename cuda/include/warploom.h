@@ -4,6 +4,7 @@
 
 #include "wl_accept.h"
 #include "wl_common.h"
+#include "wl_adamw.h"
 #include "wl_attention_decode.h"
 #include "wl_attention_prefill.h"
 #include "wl_embed.h"

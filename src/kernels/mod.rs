@@ -11,6 +11,7 @@
 //! exactness of speculative decoding rests on that.
 
 mod accept;
+mod adamw;
 mod attention;
 mod attention_decode;
 mod attention_prefill;
@@ -29,6 +30,7 @@ mod swiglu;
 use std::sync::Arc;
 
 pub use accept::{Accept, AcceptArgs, AcceptLogits, BeginArgs};
+pub use adamw::{Adamw, AdamwArgs};
 pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts};
 pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};
@@ -72,6 +74,8 @@ pub struct Kernels {
     pub sample: Sample,
     /// Beginning and end of a speculative round.
     pub accept: Accept,
+    /// A step of training, measured.
+    pub adamw: Adamw,
 }
 
 impl Kernels {
@@ -92,6 +96,7 @@ impl Kernels {
             swiglu: Swiglu::load(driver)?,
             sample: Sample::load(driver)?,
             accept: Accept::load(driver)?,
+            adamw: Adamw::load(driver)?,
         })
     }
 }

@@ -24,6 +24,12 @@ pub const WL_STOP_NOT_FINITE: u32 = 3;
 pub const WL_STOP_NO_LOGITS: u32 = 4;
 pub const WL_ROUND_BEGIN_THREADS: u32 = 256;
 pub const WL_ACCEPT_THREADS: u32 = 512;
+pub const WL_ADAMW_THREADS: u32 = 256;
+pub const WL_ADAMW_CHUNK: u32 = 8192;
+pub const WL_ADAMW_SUMS: u32 = 10;
+pub const WL_ADAMW_BINS: u32 = 64;
+pub const WL_ADAMW_SCRATCH_HEAD: u32 = 1024;
+pub const WL_ADAMW_SCRATCH_CTA: u32 = 64;
 pub const WL_ATTENTION_SPLIT_KEYS: u32 = 128;
 pub const WL_ATTENTION_SEGMENT_KEYS: u32 = 2048;
 pub const WL_ATTENTION_MAX_KEYS: u32 = 268435456;
@@ -432,6 +438,127 @@ const _: () = {
     ["Offset of field: WlAccept::draft_stride"][::std::mem::offset_of!(WlAccept, draft_stride) - 96usize];
     ["Offset of field: WlAccept::verify_logits"][::std::mem::offset_of!(WlAccept, verify_logits) - 104usize];
     ["Offset of field: WlAccept::verify_stride"][::std::mem::offset_of!(WlAccept, verify_stride) - 112usize];
+};
+/// What changes from step to step, in device memory: a captured launch reads it anew each time.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlAdamwStep {
+    pub learning_rate: f32,
+    pub gradient_scale: f32,
+    /// 1 / (1 - beta1^t), t from 1
+    pub m_correction: f32,
+    /// 1 / (1 - beta2^t)
+    pub v_correction: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlAdamwStep"][::std::mem::size_of::<WlAdamwStep>() - 16usize];
+    ["Alignment of WlAdamwStep"][::std::mem::align_of::<WlAdamwStep>() - 4usize];
+    ["Offset of field: WlAdamwStep::learning_rate"]
+        [::std::mem::offset_of!(WlAdamwStep, learning_rate) - 0usize];
+    ["Offset of field: WlAdamwStep::gradient_scale"]
+        [::std::mem::offset_of!(WlAdamwStep, gradient_scale) - 4usize];
+    ["Offset of field: WlAdamwStep::m_correction"]
+        [::std::mem::offset_of!(WlAdamwStep, m_correction) - 8usize];
+    ["Offset of field: WlAdamwStep::v_correction"]
+        [::std::mem::offset_of!(WlAdamwStep, v_correction) - 12usize];
+};
+/// Over the elements that were updated. m and theta are those before the step, v_hat that after it.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlAdamwStatistics {
+    /// of g^2, r, r^2, r^3, r^4, g r, g m, m^2, g^2 / max(v_hat, epsilon^2), theta^2
+    pub sums: [f64; 10usize],
+    /// max |r|
+    pub max_ratio: f64,
+    /// elements that were left as they are
+    pub non_finite: u64,
+    /// |r| > 0.9
+    pub large_ratios: u64,
+    /// sqrt(v_hat) < epsilon
+    pub small_roots: u64,
+    /// bin floor(bins_per_ratio r + WL_ADAMW_BINS / 2), the first and last from there on
+    pub histogram: [u64; 64usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlAdamwStatistics"][::std::mem::size_of::<WlAdamwStatistics>() - 624usize];
+    ["Alignment of WlAdamwStatistics"][::std::mem::align_of::<WlAdamwStatistics>() - 8usize];
+    ["Offset of field: WlAdamwStatistics::sums"][::std::mem::offset_of!(WlAdamwStatistics, sums) - 0usize];
+    ["Offset of field: WlAdamwStatistics::max_ratio"]
+        [::std::mem::offset_of!(WlAdamwStatistics, max_ratio) - 80usize];
+    ["Offset of field: WlAdamwStatistics::non_finite"]
+        [::std::mem::offset_of!(WlAdamwStatistics, non_finite) - 88usize];
+    ["Offset of field: WlAdamwStatistics::large_ratios"]
+        [::std::mem::offset_of!(WlAdamwStatistics, large_ratios) - 96usize];
+    ["Offset of field: WlAdamwStatistics::small_roots"]
+        [::std::mem::offset_of!(WlAdamwStatistics, small_roots) - 104usize];
+    ["Offset of field: WlAdamwStatistics::histogram"]
+        [::std::mem::offset_of!(WlAdamwStatistics, histogram) - 112usize];
+};
+impl Default for WlAdamwStatistics {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+/** Arrays of f32 may begin at any multiple of 4 bytes, those of bf16 and what else there is at multiples of 16. Where all begin at
+multiples of 16, it is fastest. No two of them may overlap.*/
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WlAdamw {
+    pub version: u32,
+    /// G: WL_F32 or WL_BF16, that of the entry
+    pub gradient_type: u32,
+    /// elements, up to 2^43
+    pub count: i64,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    pub decay: f32,
+    /// WL_ADAMW_BINS / (2.5 (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)))
+    pub bins_per_ratio: f32,
+    pub reserved: u32,
+    /// f32 \[count\], updated
+    pub weights: u64,
+    /// G \[count\]
+    pub gradients: u64,
+    /// f32 \[count\], updated
+    pub m: u64,
+    /// f32 \[count\], updated
+    pub v: u64,
+    /// bf16 \[count\]: the new weights, rounded; or 0: none
+    pub copy: u64,
+    /// WlAdamwStep
+    pub step: u64,
+    /// WlAdamwStatistics, written
+    pub statistics: u64,
+    pub scratch: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WlAdamw"][::std::mem::size_of::<WlAdamw>() - 104usize];
+    ["Alignment of WlAdamw"][::std::mem::align_of::<WlAdamw>() - 8usize];
+    ["Offset of field: WlAdamw::version"][::std::mem::offset_of!(WlAdamw, version) - 0usize];
+    ["Offset of field: WlAdamw::gradient_type"][::std::mem::offset_of!(WlAdamw, gradient_type) - 4usize];
+    ["Offset of field: WlAdamw::count"][::std::mem::offset_of!(WlAdamw, count) - 8usize];
+    ["Offset of field: WlAdamw::beta1"][::std::mem::offset_of!(WlAdamw, beta1) - 16usize];
+    ["Offset of field: WlAdamw::beta2"][::std::mem::offset_of!(WlAdamw, beta2) - 20usize];
+    ["Offset of field: WlAdamw::epsilon"][::std::mem::offset_of!(WlAdamw, epsilon) - 24usize];
+    ["Offset of field: WlAdamw::decay"][::std::mem::offset_of!(WlAdamw, decay) - 28usize];
+    ["Offset of field: WlAdamw::bins_per_ratio"][::std::mem::offset_of!(WlAdamw, bins_per_ratio) - 32usize];
+    ["Offset of field: WlAdamw::reserved"][::std::mem::offset_of!(WlAdamw, reserved) - 36usize];
+    ["Offset of field: WlAdamw::weights"][::std::mem::offset_of!(WlAdamw, weights) - 40usize];
+    ["Offset of field: WlAdamw::gradients"][::std::mem::offset_of!(WlAdamw, gradients) - 48usize];
+    ["Offset of field: WlAdamw::m"][::std::mem::offset_of!(WlAdamw, m) - 56usize];
+    ["Offset of field: WlAdamw::v"][::std::mem::offset_of!(WlAdamw, v) - 64usize];
+    ["Offset of field: WlAdamw::copy"][::std::mem::offset_of!(WlAdamw, copy) - 72usize];
+    ["Offset of field: WlAdamw::step"][::std::mem::offset_of!(WlAdamw, step) - 80usize];
+    ["Offset of field: WlAdamw::statistics"][::std::mem::offset_of!(WlAdamw, statistics) - 88usize];
+    ["Offset of field: WlAdamw::scratch"][::std::mem::offset_of!(WlAdamw, scratch) - 96usize];
 };
 /** Rows of all sequences are packed: those of sequence s are offsets\[s\] .. offsets\[s + 1\]. Row i of n sees, of the
 `length` keys of its sequence, what `mask` shows to position q = positions\[row\] or, without positions, length - n +

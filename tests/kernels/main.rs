@@ -2,6 +2,7 @@
 #![cfg(feature = "cuda")]
 
 mod accept;
+mod adamw;
 mod attention;
 mod attention_decode;
 mod attention_prefill;
