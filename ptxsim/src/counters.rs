@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     exec::Footprint,
     kernel::{Class, Kernel},
+    memory::sectors::Sectors,
     numerics::matrix::Precision,
     parse::Space,
 };
@@ -54,8 +55,12 @@ pub struct Counters {
     pub flop_double: u64,
     /// Distinct sectors of 32 bytes of device memory that the launch read or wrote, however often: what has to come from
     /// device memory, or to go there, when no cache holds any of it before. None where it is not known: an unchecked
-    /// launch does not keep track.
+    /// launch keeps track if it is asked to.
     pub distinct_sectors: Option<u64>,
+    /// Those of them that were read; one that was written, too, is among both.
+    pub distinct_sectors_read: Option<u64>,
+    /// Those of them that were written; an atomic's are among these.
+    pub distinct_sectors_written: Option<u64>,
     /// Loads from device memory.
     pub global_load: Global,
     /// Stores to device memory.
@@ -156,7 +161,18 @@ impl Counters {
 
     /// Fills in the distinct sectors from the bytes that a checked launch touched.
     pub(crate) fn touched(&mut self, footprint: &Footprint) {
-        self.distinct_sectors = Some(footprint.values().map(|page| page.sectors()).sum());
+        let sum = |read, written| Some(footprint.values().map(|page| page.sectors(read, written)).sum());
+        self.distinct_sectors = sum(true, true);
+        self.distinct_sectors_read = sum(true, false);
+        self.distinct_sectors_written = sum(false, true);
+    }
+
+    /// The same of a launch without the checks.
+    pub(crate) fn noted(&mut self, sectors: &Sectors) {
+        let touches = sectors.count();
+        self.distinct_sectors = Some(touches.all);
+        self.distinct_sectors_read = Some(touches.read);
+        self.distinct_sectors_written = Some(touches.written);
     }
 
     pub(crate) fn load(&mut self, traffic: &Traffic) {
@@ -263,6 +279,14 @@ impl Traffic {
             }
             Space::Local => self.local += 1,
             _ => {}
+        }
+    }
+
+    /// Notes the sectors of device memory.
+    #[inline]
+    pub fn note(&self, sectors: &Sectors, write: bool) {
+        for at in &self.global[..self.global_count] {
+            sectors.note(*at, u64::from(self.bytes), write);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     exec::{Context, Footprint, grid},
     kernel::{Kernel, Value},
     launch::{Launch, LineProfile, Report, Schedule},
-    memory::{FUNCTION_BASE, arena::Arena, view::merge},
+    memory::{FUNCTION_BASE, arena::Arena, sectors::Sectors, view::merge},
     parse::{Module, Space},
     roofline::Gpu,
 };
@@ -270,6 +270,7 @@ impl Device {
             workspace,
             sm_count: self.gpu.sm_count,
             checked: launch.checked,
+            sectors: (launch.count_sectors && !launch.checked).then(|| Sectors::new(self.arena.bytes.len())),
             delivery: launch.delivery,
             schedule: launch.schedule,
             exact: launch.exact,
@@ -293,6 +294,8 @@ impl Device {
         let mut counters = outcome.counters;
         if launch.checked {
             counters.touched(&footprint);
+        } else if let Some(sectors) = &context.sectors {
+            counters.noted(sectors);
         }
         self.unfinished.push(footprint);
         counters.count(&kernel, &outcome.hits, &outcome.lanes);

@@ -64,6 +64,8 @@ pub struct Launch {
     /// Look for races, unwritten values, missing waits and partial masks. Bounds, alignment and deadlocks are always
     /// checked.
     pub checked: bool,
+    /// Counts the distinct sectors of device memory without the checks, too.
+    pub count_sectors: bool,
     /// When asynchronous copies arrive.
     pub delivery: Delivery,
     /// Which warp runs next.
@@ -86,6 +88,7 @@ impl Default for Launch {
             arguments: vec![],
             programmatic: false,
             checked: true,
+            count_sectors: false,
             delivery: Delivery::Eager,
             schedule: Schedule::InOrder,
             exact: None,

@@ -1,7 +1,8 @@
 //! From counters to a time on a named GPU: the slowest of what the kernel asks for.
 //!
-//! Each bound divides an exact counter by a peak rate of the data sheet, with all of the GPU at work. At those rates, and with
-//! nothing in the caches before it, a GPU that does what the PTX says takes no less; latency and uneven CTAs add to it. What
+//! Each bound divides an exact counter by a peak rate of the data sheet: that of all SMs or, where a launch has fewer CTAs, of as
+//! many as it has. At those rates, and with nothing in the caches before it, a GPU that does what the PTX says takes no less;
+//! latency and uneven CTAs add to it. What
 //! ptxas makes of the PTX may hold fewer instructions. The use of the bounds is to say what limits a launch.
 
 use std::fmt;
@@ -13,6 +14,8 @@ use crate::{counters::Counters, numerics::matrix::Precision};
 pub struct Gpu {
     /// Name.
     pub name: &'static str,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
     /// Streaming multiprocessors.
     pub sm_count: u32,
     /// Boost clock in GHz.
@@ -79,6 +82,7 @@ impl Gpu {
     /// NVIDIA H100 SXM5 80 GB.
     pub const H100: Gpu = Gpu {
         name: "H100 SXM",
+        capability: (9, 0),
         sm_count: 132,
         clock: 1.98,
         bandwidth: 3352.0,
@@ -105,6 +109,7 @@ impl Gpu {
     /// NVIDIA A100 SXM4 80 GB.
     pub const A100: Gpu = Gpu {
         name: "A100 SXM",
+        capability: (8, 0),
         sm_count: 108,
         clock: 1.41,
         bandwidth: 2039.0,
@@ -129,6 +134,7 @@ impl Gpu {
     /// NVIDIA L40S.
     pub const L40S: Gpu = Gpu {
         name: "L40S",
+        capability: (8, 9),
         sm_count: 142,
         clock: 2.52,
         bandwidth: 864.0,
@@ -193,7 +199,11 @@ impl Gpu {
     /// What bounds a launch with these counters. Device memory is among it when the counters know the distinct sectors, a
     /// kind of tensor work when the GPU has a rate for it.
     pub fn roofline(&self, counters: &Counters) -> Roofline {
-        let sms = f64::from(self.sm_count);
+        // A CTA has one SM. Counters without CTAs are of no launch, and get them all.
+        let sms = match counters.ctas {
+            0 => f64::from(self.sm_count),
+            ctas => ctas.min(u64::from(self.sm_count)) as f64,
+        };
         let clocks = |per_sm: f64| per_sm / sms / (self.clock * 1e9);
         let wavefronts = counters.shared_load.wavefronts
             + counters.shared_store.wavefronts
@@ -220,6 +230,7 @@ impl Gpu {
             .iter()
             .filter_map(tensor)
             .fold((0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let seconds = seconds * f64::from(self.sm_count) / sms;
         bounds.push(Bound { name: "tensor cores", amount: flop, unit: "FLOP", seconds });
         let single = counters.flop - counters.flop_half - counters.flop_double;
         for (name, flop, rate) in [
@@ -371,6 +382,24 @@ mod tests {
         near("f64 arithmetic", 1_000.0 / 128.0 * clock);
         // The two kinds take ten picoseconds each; Hopper has no 4-bit tensor cores, so that adds nothing.
         near("tensor cores", 20e-12);
+    }
+
+    #[test]
+    fn sms_without_a_cta_do_nothing() {
+        let mut counters = Counters { flop: 10_000, distinct_sectors: Some(100), ..Default::default() };
+        counters.mma_flop_by_precision.insert(Precision::Half, 10_000);
+        let times = |ctas| {
+            let roofline = Gpu::H100.roofline(&Counters { ctas, ..counters.clone() });
+            ["f32 arithmetic", "tensor cores", "device memory"].map(|name| seconds(&roofline, name).unwrap())
+        };
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+        let [float, tensor, memory] = times(132);
+        for (ctas, slower) in [(1, 132.0), (33, 4.0), (132, 1.0), (1000, 1.0)] {
+            let few = times(ctas);
+            near(few[0], slower * float);
+            near(few[1], slower * tensor);
+            near(few[2], memory);
+        }
     }
 
     #[test]

@@ -16,12 +16,14 @@ fn value(v: impl Into<Argument>) -> Given {
     Given::Value(v.into())
 }
 
-const POLICIES: [(Delivery, Schedule); 5] = [
-    (Delivery::Eager, Schedule::InOrder),
-    (Delivery::Lazy, Schedule::Reversed),
-    (Delivery::Lazy, Schedule::InOrder),
-    (Delivery::Random(1), Schedule::Random(2)),
-    (Delivery::Random(3), Schedule::Random(4)),
+/// With the checks and, at last, without them.
+const POLICIES: [(Delivery, Schedule, bool); 6] = [
+    (Delivery::Eager, Schedule::InOrder, true),
+    (Delivery::Lazy, Schedule::Reversed, true),
+    (Delivery::Lazy, Schedule::InOrder, true),
+    (Delivery::Random(1), Schedule::Random(2), true),
+    (Delivery::Random(3), Schedule::Random(4), true),
+    (Delivery::Eager, Schedule::InOrder, false),
 ];
 
 /// Runs a kernel under all policies and gives its buffers and counters.
@@ -36,7 +38,7 @@ fn run(
     let text =
         std::fs::read_to_string(format!("{}/tests/ptx/{module}.ptx", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let mut first: Option<(Vec<Vec<u8>>, Counters)> = None;
-    for (delivery, schedule) in POLICIES {
+    for (delivery, schedule, checked) in POLICIES {
         let mut device = Device::with_memory(Gpu::H100, 1 << 28);
         let module = device.load(Module::parse(&text).unwrap()).unwrap();
         let (mut arguments, mut buffers) = (vec![], vec![]);
@@ -51,8 +53,17 @@ fn run(
                 }
             }
         }
-        let launch =
-            Launch { grid, block, shared_bytes, arguments, delivery, schedule, ..Default::default() };
+        let launch = Launch {
+            grid,
+            block,
+            shared_bytes,
+            arguments,
+            delivery,
+            schedule,
+            checked,
+            count_sectors: true,
+            ..Default::default()
+        };
         let report = device.launch(&module, entry, &launch).unwrap_or_else(|e| panic!("{entry}: {e}"));
         assert!(report.findings.is_empty(), "{entry} {delivery:?} {schedule:?}: {}", report.findings[0]);
         let out: Vec<Vec<u8>> = buffers.iter().map(|(at, n)| device.read(*at, *n).unwrap()).collect();

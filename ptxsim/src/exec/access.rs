@@ -378,6 +378,9 @@ impl Warp {
         for (register, valid) in d.iter().zip(valid) {
             self.mark(*register, lanes, valid);
         }
+        if let Some(sectors) = &context.sectors {
+            traffic.note(sectors, false);
+        }
         env.own.outcome.counters.load(&traffic);
         let place = (pc, addresses[lanes.trailing_zeros() as usize % 32]);
         if strong { self.polled(env, changed, place) } else { Next::Step }
@@ -472,6 +475,9 @@ impl Warp {
             if let Some(past) = &past {
                 self.strong_write(env, space, at, past, false);
             }
+        }
+        if let Some(sectors) = &context.sectors {
+            traffic.note(sectors, true);
         }
         env.own.outcome.counters.store(&traffic);
     }

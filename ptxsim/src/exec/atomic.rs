@@ -208,6 +208,9 @@ impl Warp {
             }
             self.strong_write(env, space, at, &past, true);
         }
+        if let Some(sectors) = &context.sectors {
+            traffic.note(sectors, true);
+        }
         env.own.outcome.counters.atomic(&traffic);
         let place = (pc, addresses[lanes.trailing_zeros() as usize % 32]);
         if changed { Next::Step } else { self.polled(env, false, place) }

@@ -208,6 +208,9 @@ impl Warp {
                 });
             }
         }
+        if let Some(sectors) = &context.sectors {
+            read.note(sectors, false);
+        }
         env.own.outcome.counters.copy(&read, &write);
     }
 

@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     kernel::Kernel,
     launch::{Delivery, Schedule},
-    memory::view::Touched,
+    memory::{sectors::Sectors, view::Touched},
     numerics::matrix::Exact,
 };
 use std::collections::HashMap;
@@ -43,6 +43,8 @@ pub(crate) struct Context<'k> {
     pub workspace: u64,
     pub sm_count: u32,
     pub checked: bool,
+    /// Where distinct sectors are noted, if an unchecked launch counts them.
+    pub sectors: Option<Sectors>,
     pub delivery: Delivery,
     pub schedule: Schedule,
     pub exact: Option<Exact>,

@@ -1,7 +1,8 @@
 //! Where data lives: [`arena`] is the device's memory, [`view`] what the CTAs of a launch see and change of it,
-//! [`window`] the memory of one CTA (shared) and of its threads (local).
+//! [`window`] the memory of one CTA (shared) and of its threads (local), [`sectors`] what of device memory was touched.
 
 pub(crate) mod arena;
+pub(crate) mod sectors;
 pub(crate) mod view;
 pub(crate) mod window;
 

@@ -46,10 +46,11 @@ impl Touched {
         })
     }
 
-    /// Sectors of which a byte was read or written.
-    pub fn sectors(&self) -> u64 {
+    /// Sectors of which a byte was read, or written, or either.
+    pub fn sectors(&self, read: bool, written: bool) -> u64 {
         let halves = |word: u64| u64::from(word as u32 != 0) + u64::from(word >> 32 != 0);
-        self.read.iter().zip(&self.written).map(|(read, written)| halves(read | written)).sum()
+        let asked = |word: &u64, asked: bool| if asked { *word } else { 0 };
+        self.read.iter().zip(&self.written).map(|(r, w)| halves(asked(r, read) | asked(w, written))).sum()
     }
 }
 
