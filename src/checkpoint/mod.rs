@@ -9,12 +9,14 @@ pub mod footprint;
 pub mod fp8;
 mod hub;
 mod json;
+mod published;
 mod rope;
 mod safetensors;
 mod weights;
 
 pub use config::{Config, EMBEDDING, HEAD, ModelType, NORM};
 pub use hub::resolve_model;
+pub use published::{PUBLISHED, Published};
 pub use rope::{Rope, RopeScaling};
 pub use safetensors::{check_index, check_safetensors};
 pub use weights::{Checkpoint, Dtype, Tensor};
