@@ -36,6 +36,7 @@ pub mod error;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod mask;
+mod memory;
 pub mod model;
 pub mod optimizer;
 #[cfg(feature = "cli")]

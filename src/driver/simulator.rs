@@ -27,6 +27,8 @@ pub struct Policy {
     /// Whether to look for races, unwritten values, missing waits and partial masks. Bounds, alignment and deadlocks are
     /// always checked.
     pub checked: bool,
+    /// Whether to count the distinct sectors that a launch touches without those checks, too.
+    pub count_sectors: bool,
     /// The GPU whose sizes the device has.
     pub gpu: Gpu,
     /// Most device memory in bytes, taken from the host as it is allocated.
@@ -39,6 +41,7 @@ impl Default for Policy {
             delivery: Delivery::Lazy,
             schedule: Schedule::InOrder,
             checked: true,
+            count_sectors: false,
             gpu: Gpu::H100,
             memory_bytes: 16 << 30,
         }
@@ -50,6 +53,10 @@ impl Default for Policy {
 pub struct LaunchReport {
     /// The entry launched.
     pub entry: &'static str,
+    /// Threads of a CTA along x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a CTA in bytes.
+    pub shared_bytes: u32,
     /// Exact counts.
     pub counters: Counters,
 }
@@ -187,7 +194,13 @@ impl Simulator {
                 state.device.write(*to, &data).map_err(refused)
             }
             Command::Fill { to, byte, bytes } => {
-                state.device.write(*to, &vec![*byte; *bytes]).map_err(refused)
+                // Piece by piece: a weight may be larger than what the host has left.
+                const PIECE: usize = 1 << 20;
+                let piece = vec![*byte; PIECE.min(*bytes)];
+                (0..*bytes).step_by(PIECE).try_for_each(|at| {
+                    let piece = &piece[..PIECE.min(bytes - at)];
+                    state.device.write(to + at as u64, piece).map_err(refused)
+                })
             }
             Command::Launch { module, entry, launch } => self.execute_launch(state, *module, entry, launch),
             Command::Record { event } => {
@@ -218,7 +231,8 @@ impl Simulator {
             return Err(Error::device("sim", describe(entry, &report.findings)));
         }
         if let Some(reports) = &mut state.reports {
-            reports.push(LaunchReport { entry, counters: report.counters });
+            let (block, shared_bytes) = (launch.block, launch.shared_bytes);
+            reports.push(LaunchReport { entry, block, shared_bytes, counters: report.counters });
         }
         Ok(())
     }
@@ -312,6 +326,7 @@ impl Driver for Simulator {
             arguments: vec![Argument(launch.parameter.to_vec())],
             programmatic: launch.programmatic,
             checked: self.policy.checked,
+            count_sectors: self.policy.count_sectors,
             delivery: self.policy.delivery,
             schedule: self.policy.schedule,
             ..Default::default()

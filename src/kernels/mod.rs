@@ -25,6 +25,7 @@ mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
 mod sample;
+pub mod survey;
 mod swiglu;
 
 use std::sync::Arc;

@@ -118,7 +118,7 @@ pub fn rig() -> Rig {
     gpu().unwrap_or_else(|| Rig::simulated(Delivery::Lazy, Schedule::InOrder))
 }
 
-fn gpu() -> Option<Rig> {
+pub fn gpu() -> Option<Rig> {
     let name = std::env::var("WARPLOOM_DEVICE").ok()?;
     let ordinal = name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).expect("WARPLOOM_DEVICE is cuda:N");
     let driver: Arc<dyn Driver> = Arc::new(Cuda::new(ordinal).expect("the GPU that WARPLOOM_DEVICE names"));

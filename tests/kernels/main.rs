@@ -14,4 +14,5 @@ mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
 mod sample;
+mod survey;
 mod swiglu;

@@ -25,6 +25,7 @@ use crate::{
     checkpoint::Tensor,
     error::{Error, Result},
     mask::Mask,
+    memory::available_memory,
 };
 
 /// Rows up to which an operation on each of them is not worth waking another thread.
@@ -134,13 +135,6 @@ fn zeros(what: &str, count: Option<usize>) -> Result<Vec<f32>> {
     probe.try_reserve_exact(layout.size()).map_err(|_| refuse(format!("{} MiB", bytes >> 20)))?;
     drop(probe);
     Ok(vec![0.0; count])
-}
-
-/// Bytes that the system says can still be allocated, where it says so.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 impl Cpu {
