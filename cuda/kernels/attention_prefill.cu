@@ -34,12 +34,12 @@
 // neither ldmatrix nor the stores of out meet bank conflicts. D is head_dim, padded: what is past it is zeros that are
 // not read.
 //
-// As sm_80 is compiled, without spills:
+// As sm_80 and sm_90a are compiled, without spills:
 //    D    rows  keys  shared  registers  CTAs of an SM
 //    64    128    64   40 KB    168        3
 //    96    128    64   60 KB    255        2
-//   128    128    64   80 KB    254        2
-//   256     64    32   80 KB    254        2
+//   128    128    64   80 KB    255        2
+//   256     64    32   80 KB    255        2
 // Of the registers, o takes D (D / 2 at 256) and the scores 64 (16). On GPUs with 100 KB of shared memory an SM (8.6,
 // 8.9, 12.x), that bounds the CTAs to 2, 1, 1, 1.
 //

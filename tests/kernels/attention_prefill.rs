@@ -455,6 +455,7 @@ fn rows_and_pages_beyond_31_bits() {
     let far = |x: &Buffer| unsafe {
         View::from_raw(x.view().address() - 2 * stride as u64, 2 * stride + x.bytes())
     };
+    // SAFETY: as above.
     let out_far = unsafe {
         ViewMut::from_raw(out.view_mut().address() - 2 * stride as u64, 2 * stride + 2 * case.width())
     };
