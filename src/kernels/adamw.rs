@@ -78,8 +78,8 @@ impl Adamw {
         let function = match gradient_dtype {
             Dtype::F32 => self.f32,
             Dtype::Bf16 => self.bf16,
-            Dtype::F16 => {
-                return Check::of("gradient_dtype").refuse("f16; supported are f32 and bf16".into());
+            other => {
+                return Check::of("gradient_dtype").refuse(format!("{other}; supported are f32 and bf16"));
             }
         };
         if count > MOST {

@@ -10,6 +10,7 @@ mod attention;
 mod products;
 mod round;
 mod rows;
+mod training;
 
 use std::sync::Arc;
 
@@ -24,8 +25,9 @@ use crate::{
 type Cases = fn(&mut Survey) -> Result<()>;
 
 /// For each family of kernels the function that launches its entries.
-const CASES: [(&str, Cases); 11] = [
+const CASES: [(&str, Cases); 12] = [
     ("accept", round::cases),
+    ("adamw", training::adamw),
     ("attention_decode", attention::decode),
     ("attention_prefill", attention::prefill),
     ("embed", rows::embed),
