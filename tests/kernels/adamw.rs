@@ -109,7 +109,7 @@ impl Case {
         let padded = |x: &[f32], offset: usize, dtype| {
             let nan = vec![f64::NAN; offset];
             let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-            rig.upload(&encode(&[&nan, &x[..], &&vec![f64::NAN; self.padding]].concat(), dtype))
+            rig.upload(&encode(&[&nan, &x[..], &vec![f64::NAN; self.padding]].concat(), dtype))
         };
         let [weights, m, v, gradients] = self.offsets;
         let mut scratch = rig.poisoned(Adamw::scratch_bytes(self.count()) / 4, Dtype::F32);

@@ -4,7 +4,7 @@
 //! (without biases); entries that such a model does not launch are launched at a shape that they are for. Numbers in memory are
 //! finite and mean nothing: no count depends on them but those of the choice of tokens, which gets random logits.
 //!
-//! A kernel's launches are a function in one of this folder's files, and a line of [`CASES`]; a test names entries that none launches.
+//! A kernel's launches are a function in one of this folder's files, and a line of `CASES`; a test names entries that none launches.
 
 mod attention;
 mod products;
