@@ -64,7 +64,7 @@
 // tile. By ptxas for sm_80 / sm_90, with no spill; and the CTAs for which an SM of an A100 / H100 then has room:
 //                                 _split                _segment
 //             rows    shared      registers    CTAs     registers    CTAs
-//   D = 64    16      36.5 KB     189 / 190    4 / 6    220 / 226    4 / 4
+//   D = 64    16      36.5 KB     189 / 194    4 / 6    220 / 226    4 / 4
 //             64      50 KB                    2 / 2                 1 / 1
 //   D = 128   16      72.5 KB     196 / 224    2 / 3    226 / 232    2 / 3
 //             64      98 KB                    1 / 2                 1 / 1

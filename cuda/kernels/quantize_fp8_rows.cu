@@ -5,7 +5,7 @@
 // features stays in registers between its maximum and its result; a wider one is read again, from L2.
 //
 // Bytes of a launch: rows · (3 · width + 4), each moved once. 21 instructions a feature, 6 FLOP among them; an H100
-// takes its 3 bytes in the time of 30. Registers: 57, so an SM holds 4 CTAs, 32 warps.
+// takes its 3 bytes in the time of 30. Registers: up to 57, so an SM holds 4 CTAs, 32 warps.
 #include "arch/eight.cuh"
 #include "arch/memory.cuh"
 #include "arch/row_e4m3.cuh"

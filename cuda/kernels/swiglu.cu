@@ -9,8 +9,8 @@
 //
 // As e4m3, what quantize_fp8_rows makes of out (row_e4m3.cuh): one CTA of 256 threads takes a row, whose warps meet
 // over the largest |out|. A row of up to 16384 features stays in registers until then; a wider one is read and computed
-// again. Bytes: rows · (5 · width + 4), where apart they were rows · (9 · width + 4). Registers: 100, 2 CTAs = 16
-// warps.
+// again. Bytes: rows · (5 · width + 4), where apart they were rows · (9 · width + 4). Registers: up to 100, 2 CTAs =
+// 16 warps.
 #include "arch/eight.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"

@@ -349,7 +349,9 @@ impl Checkpoint {
             other => {
                 return Err(fail(
                     &file.path,
-                    format!("has dtype {other:?}, which is not supported; it must be F32, F16 or BF16"),
+                    format!(
+                        "has dtype {other:?}, which is not supported; it must be F32, F16 or BF16, or F8_E4M3 with scales"
+                    ),
                 ));
             }
         };

@@ -75,7 +75,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         }
         _ => measure(&loaded, &tokens, windows, label)?,
     };
-    report(&args, &evaluation, stored.map(|stored| Change::of(&stored, &evaluation)), windows.context)
+    // Losses of another number of tokens say nothing of what fp8 changes.
+    let change = stored.filter(|_| !evaluation.interrupted).map(|stored| Change::of(&stored, &evaluation));
+    report(&args, &evaluation, change, windows.context)
 }
 
 /// Evaluates the model as `loaded` has it, with a progress bar on terminals.
@@ -124,7 +126,6 @@ impl Change {
     fn of(stored: &Evaluation, quantised: &Evaluation) -> Change {
         let last =
             |evaluation: &Evaluation| evaluation.exits.last().map(|exit| (exit.loss, exit.perplexity()));
-        // Of what both have measured: one may have been interrupted.
         let pairs = stored.choices.iter().zip(&quantised.choices);
         let (equal, all) = pairs.fold((0, 0), |(equal, all), (a, b)| (equal + usize::from(a == b), all + 1));
         let both = [stored, quantised].map(|e| last(e).unwrap_or((f64::NAN, f64::NAN)));

@@ -176,7 +176,7 @@ impl<'m, B: Backend> Generator<'m, B> {
     /// plainly and speculatively; a fresh run would compute it as a part of its prompt, and differ in the last bits.
     ///
     /// # Errors
-    /// As [`Generator::start`]; the slot is as it was then, but where the device fails on the prompt: its sequence has
+    /// As [`Generator::start`]; the slot is as it was then, but where the prompt cannot be computed: its sequence has
     /// ended.
     pub fn resume(&mut self, slot: usize, request: Request) -> Result<()> {
         self.check(&request)?;
@@ -196,9 +196,14 @@ impl<'m, B: Backend> Generator<'m, B> {
         let prefilled = if kept > sequence.prefilled { sequence.prefilled } else { request.prompt.len() - 1 };
         self.slots[slot] = Some(self.sequence(cached, prefilled, request)?);
         self.rows.clear();
-        self.queue_prompt(slot)?;
-        self.prefill()?;
-        self.begin_on_device(slot)
+        let begun = self.queue_prompt(slot).and_then(|()| self.prefill());
+        let begun = begun.and_then(|()| self.begin_on_device(slot));
+        if begun.is_err() {
+            self.rows.clear();
+            self.interrupt_prompt(cached);
+            self.cache.truncate(cached, kept)?;
+        }
+        begun
     }
 
     /// Ends the sequence of `slot` and gives its pages back.

@@ -59,7 +59,8 @@ impl<B: Backend> Generator<'_, B> {
     /// Runs one round for every sequence that has not ended, and tells `observer` each token. Allocates nothing.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if a logit is NaN or infinite; [`Error::Capacity`] if the cache has no page left.
+    /// [`Error::NotFinite`] if a logit is NaN or infinite; [`Error::Capacity`] if the cache has no page left. A round that fails
+    /// leaves its sequences between two tokens: what they have generated can be read, but they cannot go on.
     pub fn round(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             for sequence in self.slots.iter_mut().flatten() {

@@ -78,7 +78,8 @@ pub struct AttentionPrefillArgs<'b> {
     pub max_keys: usize,
     /// What rows see.
     pub mask: Mask,
-    /// i32 `[tokens]`: first position of each row's document, before which it sees nothing.
+    /// i32 `[tokens]`: first position of each row's document, before which it sees nothing. It bounds from below alone: with
+    /// patterns that look ahead, documents are sequences of their own (`offsets`).
     pub documents: Option<View<'b>>,
     /// Factor of q · k, commonly 1/√head_dim; to 1e30 in magnitude. With one of up to 1, scores beyond 1e8 may
     /// overflow.

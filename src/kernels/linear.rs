@@ -78,6 +78,10 @@ pub struct LinearProjection<'b> {
 }
 
 /// What happens to the finished sums y, in f32.
+///
+/// None writes e4m3: a row's scale follows from the largest of all its numbers, of which a CTA has a few. What a product
+/// in e4m3 is to read comes of [`QuantizeFp8Rows`](super::QuantizeFp8Rows), or of the norm before it
+/// ([`RmsNorm::launch_e4m3`](super::RmsNorm::launch_e4m3)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearEpilogue {
     /// out = round(y).

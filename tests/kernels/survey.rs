@@ -9,6 +9,7 @@ use warploom::{
         Dtype, FAMILIES,
         survey::{Bytes, Shapes, Survey, Surveyed},
     },
+    mask::Mask,
 };
 
 use super::harness::gpu;
@@ -24,6 +25,7 @@ const SHAPES: Shapes = Shapes {
     rows: 2,
     context: 320,
     prompt: 64,
+    mask: Mask::CAUSAL,
 };
 
 fn entries() -> impl Iterator<Item = (&'static str, &'static Entry)> {
@@ -83,6 +85,18 @@ fn every_entry_is_launched() {
             assert!(least, "{entry}, {}: {needed:?} is more than was moved, {moved:?}", launch.what);
         }
     }
+}
+
+/// Two rows that see 64 keys each see 65 together.
+#[test]
+fn a_window_needs_its_own_keys() {
+    let mut survey = Survey::new(Shapes { mask: "window:64".parse().unwrap(), prompt: 0, ..SHAPES }).unwrap();
+    let launches = survey.family("attention_decode").unwrap_or_else(|e| panic!("{e}"));
+    let launch = &launches[0];
+    let Shapes { rows, heads, kv_heads, head_dim, .. } = SHAPES;
+    assert_eq!(launch.what, "2 rows, 320 keys, 8 heads on 2 of 64, window:64");
+    assert_eq!(launch.compulsory.read, (2 * (rows * heads * head_dim + 2 * 65 * kv_heads * head_dim)) as u64);
+    assert!(memory(launch).read < 2 * launch.compulsory.read + 4096, "no page before the window is read");
 }
 
 /// By hand, in bytes of bf16.

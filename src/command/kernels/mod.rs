@@ -56,7 +56,7 @@ type Chosen = (&'static Family, Vec<&'static Entry>);
 fn chosen(names: &[String]) -> Result<Vec<Chosen>> {
     let asked = |family: &Family, entry: &Entry, name: &str| {
         let plain = |s: &str| s.trim_start_matches("wl_").to_string();
-        family.name == name || plain(entry.name).starts_with(&plain(name))
+        family.name == name || (!name.is_empty() && plain(entry.name).starts_with(&plain(name)))
     };
     let any =
         |name: &str| FAMILIES.iter().any(|family| family.entries.iter().any(|e| asked(family, e, name)));

@@ -18,8 +18,10 @@ use crate::command::{output, progress};
 /// Keys of the decode rows' sequence, if the model takes so many.
 const CONTEXT: usize = 4096;
 /// Tensor-core work from which the user is told that it takes its time, and what a core simulates in a second.
-const LONG_FLOP: f64 = 40e9;
-const FLOP_PER_SECOND: f64 = 4e9;
+const LONG_FLOP: f64 = 10e9;
+const FLOP_PER_SECOND: f64 = 1.8e9;
+/// Seconds of a core that a report may take.
+const MOST_SECONDS: f64 = 7200.0;
 
 /// What is launched, and for which GPU it is estimated.
 #[derive(clap::Args, Debug)]
@@ -86,9 +88,16 @@ pub fn report(args: &ShapeArgs, chosen: &[Chosen]) -> Result<Option<Report>> {
         rows: args.rows,
         context,
         prompt: args.prompt,
+        mask: config.masks[0],
     };
+    if config.masks.iter().any(|mask| *mask != shapes.mask) {
+        output::note(&format!(
+            "layers differ in what rows see: attention is that of the first layer, {}",
+            shapes.mask
+        ));
+    }
     let mut survey = Survey::new(shapes).map_err(as_option)?;
-    tell_if_long(&shapes, chosen);
+    tell_if_long(&shapes, chosen)?;
     let mut launches = vec![];
     {
         let _shown = progress::show(survey.driver());
@@ -135,23 +144,38 @@ fn as_option(error: Error) -> Error {
     }
 }
 
-/// A prompt's products are most of the work.
-fn tell_if_long(shapes: &Shapes, chosen: &[Chosen]) {
-    if !chosen.iter().any(|(family, _)| family.name == "gemm") {
-        return;
-    }
+/// A prompt's products and its attention are most of the work.
+///
+/// # Errors
+/// [`Error::Argument`] for a prompt that would take hours.
+fn tell_if_long(shapes: &Shapes, chosen: &[Chosen]) -> Result<()> {
     let Shapes { hidden, intermediate, heads, kv_heads, head_dim, prompt, .. } = *shapes;
-    // Down is multiplied once more, in e4m3.
-    let weights = hidden * (2 * (heads + kv_heads) * head_dim + 4 * intermediate);
-    let flop = 2.0 * prompt.next_multiple_of(64) as f64 * weights as f64;
+    let is_chosen = |name: &str| chosen.iter().any(|(family, _)| family.name == name);
+    let rows = prompt.next_multiple_of(64) as f64;
+    let mut flop = 0.0;
+    if is_chosen("gemm") {
+        // Down is multiplied once more, in e4m3.
+        let weights = hidden * (2 * (heads + kv_heads) * head_dim + 4 * intermediate);
+        flop += 2.0 * rows * weights as f64;
+    }
+    if is_chosen("attention_prefill") {
+        flop += 2.0 * rows * rows * (heads * head_dim) as f64;
+    }
+    // Rows by themselves: some instructions a feature, of which a mma has thousands of FLOP.
+    flop += rows * (hidden + intermediate) as f64 * 1e3;
+    let seconds = flop / FLOP_PER_SECOND;
+    if seconds > MOST_SECONDS {
+        let reason =
+            format!("{prompt} rows take some {:.0} hours of a core: ask for fewer", seconds / 3600.0);
+        return Err(Error::argument("--prompt", reason));
+    }
     if flop > LONG_FLOP {
-        let cores = rayon::current_num_threads() as f64;
         output::note(&format!(
-            "simulating {:.0} GFLOP of products of {prompt} prompt rows: some {:.0} s here; --prompt 0 leaves them out",
-            flop / 1e9,
-            flop / FLOP_PER_SECOND / cores
+            "simulating {:.0} GFLOP for {prompt} prompt rows: some {seconds:.0} s of a core; --prompt 0 leaves them out",
+            flop / 1e9
         ));
     }
+    Ok(())
 }
 
 impl Report {
@@ -296,8 +320,19 @@ impl Report {
 
     /// The same in exact numbers.
     pub fn json(&self, chosen: &[Chosen]) -> Value {
-        let Shapes { dtype, hidden, intermediate, heads, kv_heads, head_dim, vocab, rows, context, prompt } =
-            self.shapes;
+        let Shapes {
+            dtype,
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            rows,
+            context,
+            prompt,
+            mask,
+        } = self.shapes;
         let mut all = families_json(chosen, |entry| {
             let mut object = entry_json(entry, None);
             let launches: Vec<Value> = self.of(entry).map(|launch| self.launch_json(entry, launch)).collect();
@@ -320,6 +355,7 @@ impl Report {
             "rows": rows,
             "context": context,
             "prompt": prompt,
+            "mask": mask.to_string(),
         });
         all
     }

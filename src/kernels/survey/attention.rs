@@ -1,6 +1,6 @@
 //! Attention of decode rows and of prompts, and the writing of keys and values before it.
 
-use super::{PAGE, Survey, bytes};
+use super::{PAGE, Shapes, Survey, bytes};
 use crate::{
     driver::Buffer,
     error::Result,
@@ -79,6 +79,10 @@ fn attend(
     let shapes = survey.shapes;
     let (rows, heads) = (shapes.rows, shapes.heads);
     let width = heads * head_dim;
+    let mask = if of_model { shapes.mask } else { Mask::CAUSAL };
+    // Those that any of the rows sees.
+    let first = mask.visible(keys - rows, keys, 0);
+    let seen = keys.min(first.prefix + keys - first.lo);
     let cache = Cache::new(survey, head_dim, rows, keys)?;
     let q = survey.matrix(rows, width)?;
     let mut out = survey.matrix(rows, width)?;
@@ -100,7 +104,7 @@ fn attend(
         positions: Some(cache.positions.view()),
         max_rows: rows,
         max_keys: keys.next_multiple_of(PAGE),
-        mask: Mask::CAUSAL,
+        mask,
         documents: None,
         tree: None,
         scale: 1.0 / (head_dim as f32).sqrt(),
@@ -113,20 +117,22 @@ fn attend(
     let mut scratch = survey.filled(scratch_bytes)?;
     let size = shapes.dtype.size();
     let (read, written) =
-        (rows * width * size + 2 * keys * shapes.kv_heads * head_dim * size, rows * width * size);
+        (rows * width * size + 2 * seen * shapes.kv_heads * head_dim * size, rows * width * size);
     // What parts of the keys gave is put together by a launch of its own.
     let compulsory = match scratch_bytes {
         0 => [bytes(read, written), bytes(0, 0)],
         _ => [bytes(read, 0), bytes(0, written)],
     };
-    survey.launch(&what(survey, rows, keys, head_dim), of_model, &compulsory, |_, stream| {
+    survey.launch(&what(survey, rows, keys, head_dim, mask), of_model, &compulsory, |_, stream| {
         attention.launch(stream, &args, scratch.view_mut())
     })
 }
 
-fn what(survey: &Survey, rows: usize, keys: usize, head_dim: usize) -> String {
+fn what(survey: &Survey, rows: usize, keys: usize, head_dim: usize, mask: Mask) -> String {
     let rows = if rows == 1 { "1 row".to_string() } else { format!("{rows} rows") };
-    format!("{rows}, {keys} keys, {} heads on {} of {head_dim}", survey.shapes.heads, survey.shapes.kv_heads)
+    let mask = if mask == Mask::CAUSAL { String::new() } else { format!(", {mask}") };
+    let Shapes { heads, kv_heads, .. } = survey.shapes;
+    format!("{rows}, {keys} keys, {heads} heads on {kv_heads} of {head_dim}{mask}")
 }
 
 /// A prompt with the model's heads, and fewer rows with heads of other widths.
@@ -147,6 +153,7 @@ fn attend_prompt(survey: &mut Survey, head_dim: usize, rows: usize, of_model: bo
     let shapes = survey.shapes;
     let heads = shapes.heads;
     let width = heads * head_dim;
+    let mask = if of_model { shapes.mask } else { Mask::CAUSAL };
     let cache = Cache::new(survey, head_dim, rows, rows)?;
     let q = survey.matrix(rows, width)?;
     let mut out = survey.matrix(rows, width)?;
@@ -171,13 +178,13 @@ fn attend_prompt(survey: &mut Survey, head_dim: usize, rows: usize, of_model: bo
         positions: Some(cache.positions.view()),
         max_rows: rows,
         max_keys: rows.next_multiple_of(PAGE),
-        mask: Mask::CAUSAL,
+        mask,
         documents: None,
         scale: 1.0 / (head_dim as f32).sqrt(),
         softcap: 0.0,
         sinks: None,
     };
-    survey.launch(&what(survey, rows, rows, head_dim), of_model, &[compulsory], |kernels, stream| {
+    survey.launch(&what(survey, rows, rows, head_dim, mask), of_model, &[compulsory], |kernels, stream| {
         kernels.attention_prefill.launch(stream, &args)
     })
 }

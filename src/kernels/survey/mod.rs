@@ -18,6 +18,7 @@ use super::{Dtype, FAMILIES, Kernels, Rows, RowsMut};
 use crate::{
     driver::{Buffer, Driver, LaunchReport, Policy, Simulator, Stream},
     error::{Error, Result},
+    mask::Mask,
     memory::available_memory,
 };
 
@@ -70,6 +71,8 @@ pub struct Shapes {
     pub context: usize,
     /// Rows of a prompt, which begins at position 0; 0 leaves prompts out.
     pub prompt: usize,
+    /// What rows see, with the model's heads.
+    pub mask: Mask,
 }
 
 /// Bytes of device memory.

@@ -253,7 +253,7 @@ fn multiply(survey: &mut Survey, product: &Product, rows: usize, fp8: bool, of_m
     survey.launch(&what, of_model, &[compulsory], |kernels, stream| kernels.gemm.launch(stream, args))
 }
 
-/// What the product down would read in e4m3; no forward pass launches it yet.
+/// What the product down reads where its weights are e4m3.
 pub(super) fn quantize_fp8_rows(survey: &mut Survey) -> Result<()> {
     let shapes = survey.shapes;
     let (rows, width) = (shapes.rows.max(shapes.prompt), shapes.intermediate);
