@@ -485,7 +485,8 @@ fn a_chunk_beyond_31_bits() -> ptxsim::Result<()> {
 #[test]
 fn what_does_not_fit_is_refused() {
     let rig = rig();
-    let case = Case { copy: true, ..Case::random(&mut Random::new("adamw refusals"), Dtype::F32, CHUNK + 1) };
+    let case = Case::random(&mut Random::new("adamw refusals"), Dtype::F32, CHUNK + 1);
+    let case = Case { copy: true, padding: 0, ..case };
     let mut placed = case.place(&rig);
     let mut refused = |change: &dyn Fn(&mut AdamwArgs), wanted: &str| {
         let Placed { weights, m, v, gradients, copy, step, statistics, scratch } = &mut placed;
