@@ -73,6 +73,8 @@ fn masks_at_every_edge() {
             // Whole prompts, the second ends with a tile; and rows after a context, one of them where a tile ends.
             case.add(&mut random, 200, 200).add(&mut random, 128, 128);
             case.add(&mut random, 193, 65).add(&mut random, 192, 1).add(&mut random, 0, 0);
+            // Fewer keys than some prefixes.
+            case.add(&mut random, 40, 12);
             check(&case, &rig);
         }
     }
@@ -297,6 +299,13 @@ fn a_zero_has_one_sign() {
     let (together, alone) = (run(&case, &rig), run(&case.alone(0, 32), &rig));
     assert!(bits(&alone.out).iter().all(|bits| *bits == 0));
     assert_eq!(bits(&together.out[32 * 8..33 * 8]), bits(&alone.out));
+
+    // A sum of the first tile that underflows to -0 at the second one's score, 100 above, whose values are -0.
+    let s = &mut case.sequences[0];
+    s.k = (0..130 * 8).map(|i| if i < 64 * 8 { 0.0 } else { 12.5 }).collect();
+    s.v = (0..130 * 8).map(|i| if i < 64 * 8 { -(2f64.powi(-40)) } else { -0.0 }).collect();
+    let run = run(&case, &rig);
+    assert!(bits(&run.out[98 * 8..]).iter().all(|bits| *bits == 0), "the last row sees both tiles");
 }
 
 /// A row that sees a key without a page is NaN; others are as they were.
