@@ -453,10 +453,9 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
             }
 #pragma unroll
             for (int n = 0; n < D / 8; n++) {
-                // Whether a sum is -0 or +0 depends on what was skipped. Here either becomes +0.
                 const uint32_t to = warp_id() * S::WARP_ROWS * D * 2 + chunk_offset<D>(row, n) + 4 * (lane_id() % 4);
-                *reinterpret_cast<uint32_t*>(shared + to) = pack<T>(__fmaf_rn(out.o[b][n][2 * r], inverse, 0),
-                                                                   __fmaf_rn(out.o[b][n][2 * r + 1], inverse, 0));
+                *reinterpret_cast<uint32_t*>(shared + to) = pack<T>(__fmul_rn(out.o[b][n][2 * r], inverse),
+                                                                   __fmul_rn(out.o[b][n][2 * r + 1], inverse));
             }
         }
     }

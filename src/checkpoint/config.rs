@@ -225,6 +225,19 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
+    /// Refuses models without a layer whose feed-forward weights are quantised to fp8: the first and the last keep theirs.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn check_quantisable(&self) -> Result<()> {
+        if self.layers > 2 {
+            return Ok(());
+        }
+        let kept =
+            format!("the first and the last layer stay as they are, and this model has {}", self.layers);
+        Err(Error::argument("--fp8", format!("there is nothing to quantise: {kept}")))
+    }
+
     /// The weights of the model, name and shape (`[rows, columns]` or `[length]`), in the order of a
     /// forward pass. A tied head is not among them. A checkpoint may hold other tensors; they are ignored.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> + '_ {

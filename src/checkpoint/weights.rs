@@ -250,23 +250,21 @@ impl Checkpoint {
     /// [`Error::Argument`] if there is nothing to quantise: in a model of fewer than three layers, or where all is e4m3 on
     /// disk.
     pub fn set_fp8(&mut self, fp8: bool) -> Result<()> {
-        self.to_fp8 = fp8;
+        self.to_fp8 = false;
         if !fp8 {
             return Ok(());
         }
+        self.config.check_quantisable()?;
+        self.to_fp8 = true;
         for (name, shape) in self.config.tensors() {
             if self.quantises(&name) && self.tensor(&name, &shape)?.dtype != Dtype::E4m3 {
                 return Ok(());
             }
         }
         self.to_fp8 = false;
-        let reason = match self.config.layers {
-            layers @ 0..3 => {
-                format!("the first and the last layer stay as they are, and this model has {layers}")
-            }
-            _ => "the feed-forward weights of this checkpoint are fp8 already".into(),
-        };
-        Err(Error::argument("--fp8", format!("there is nothing to quantise: {reason}")))
+        let reason =
+            "there is nothing to quantise: the feed-forward weights of this checkpoint are fp8 already";
+        Err(Error::argument("--fp8", reason))
     }
 
     /// The weight `name` as a model takes it: as it is stored, or quantised ([`Checkpoint::set_fp8`]). The codes of

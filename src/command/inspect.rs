@@ -79,6 +79,9 @@ impl Report {
         }
         // A folder without weights is described by its config alone.
         let config = Config::from_dir(dir)?;
+        if fp8 {
+            config.check_quantisable()?;
+        }
         let dtype = config.dtype.unwrap_or(Dtype::F32);
         let footprint = Footprint::of_config(&config, dtype, fp8);
         let has_fp8 = config.layers > 2 && (fp8 || config.fp8_bound.is_some());

@@ -280,7 +280,8 @@ fn positions_far_apart() {
     }
 }
 
-/// A sum that underflows to −0, and a tile that the row does not see after it: +0 with and without.
+/// A sum that underflows from below, and a tile that the row does not see after it: +0 with and without. Tensor cores sum integers, which
+/// have one zero; this would show if some did not.
 #[test]
 fn a_zero_has_one_sign() {
     let mut random = Random::new("prefill zero");

@@ -25,6 +25,7 @@ const SHAPES: Shapes = Shapes {
     rows: 2,
     context: 320,
     prompt: 64,
+    fp8: false,
     mask: Mask::CAUSAL,
 };
 
@@ -142,6 +143,43 @@ fn the_counts_are_those_of_the_shapes() {
     assert_eq!(memory(combine).written, 2 * 1024);
     let sample = find(launches, "wl_sample", "verify: 2 × 1000, greedy");
     assert_eq!(sample.compulsory, Bytes { read: 2 * 4000, written: 2 * 32 });
+}
+
+/// Of a model in fp8 the feed-forward products are launched in both types: its first and last layer keep theirs.
+#[test]
+fn fp8_launches_are_a_models_where_it_has_fp8() {
+    let mut survey = Survey::new(Shapes { fp8: true, ..SHAPES }).unwrap();
+    let mut launches = vec![];
+    for family in ["linear", "gemm", "rms_norm", "quantize_fp8_rows"] {
+        launches.extend(survey.family(family).unwrap_or_else(|e| panic!("{e}")));
+    }
+    // A byte a weight, four a scale; and the rows.
+    let product = |rows: u64, inputs: u64, features: u64| features * (inputs + 4) + rows * (inputs + 4);
+    let expected = [
+        ("wl_linear_bf16_e4m3_16", "gate, up: 2 × 512 → 2 · 1024, e4m3", product(2, 512, 2048)),
+        ("wl_linear_bf16_e4m3_16", "down: 2 × 1024 → 512, e4m3", product(2, 1024, 512) + 2 * 1024),
+        ("wl_gemm_bf16_e4m3_64", "gate, up: 64 × 512 → 2 · 1024, e4m3", product(64, 512, 2048)),
+        ("wl_gemm_bf16_e4m3_64", "down: 64 × 1024 → 512, e4m3", product(64, 1024, 512) + 64 * 1024),
+        ("wl_rms_norm", "2 × 512, e4m3", 3 * 1024),
+        ("wl_rms_norm", "64 × 512, e4m3", 65 * 1024),
+        ("wl_quantize_fp8_rows", "2 × 1024", 2 * 2048),
+        ("wl_quantize_fp8_rows", "64 × 1024", 64 * 2048),
+    ];
+    for (entry, what, read) in expected {
+        let launch = find(&launches, entry, what);
+        assert!(launch.of_model, "{entry}, {what}");
+        assert_eq!(launch.compulsory.read, read, "{entry}, {what}: needed");
+        // The last sectors of two rows' scales, and of the old residual, are not filled.
+        let moved = memory(launch).read;
+        assert!((read..read + 64).contains(&moved), "{entry}, {what}: {moved} of {read}");
+        if let Some(stored) = what.strip_suffix(", e4m3").filter(|_| what.contains('→')) {
+            assert!(find(&launches, &entry[..9], stored).of_model, "{stored}");
+        }
+    }
+    let stored = self::launches(Dtype::Bf16);
+    for launch in stored.iter().filter(|launch| launch.report.entry.contains("e4m3")) {
+        assert!(!launch.of_model, "{}, {}", launch.report.entry, launch.what);
+    }
 }
 
 #[test]

@@ -46,6 +46,9 @@ pub struct ShapeArgs {
     /// Type of weights and activations: bf16 or f16 [default: the model's]
     #[arg(long, value_name = "DTYPE", requires = "model", value_parser = ["bf16", "f16"])]
     dtype: Option<String>,
+    /// With the feed-forward weights in e4m3, but for the first and the last layer's; a checkpoint in fbgemm_fp8 has them without this
+    #[arg(long, requires = "model")]
+    fp8: bool,
 }
 
 /// All launches, with what is said about each.
@@ -67,6 +70,9 @@ pub fn report(args: &ShapeArgs, chosen: &[Chosen]) -> Result<Option<Report>> {
         Error::argument("--gpu", format!("'{}' is none of {}", printable(&args.gpu), names.join(", ")))
     })?;
     let config = config(model)?;
+    if args.fp8 {
+        config.check_quantisable()?;
+    }
     let context = args.context.unwrap_or(config.context.min(CONTEXT));
     if context > config.context {
         let reason = format!("{context} is over {}, the model's context", config.context);
@@ -88,6 +94,7 @@ pub fn report(args: &ShapeArgs, chosen: &[Chosen]) -> Result<Option<Report>> {
         rows: args.rows,
         context,
         prompt: args.prompt,
+        fp8: config.layers > 2 && (args.fp8 || config.fp8_bound.is_some()),
         mask: config.masks[0],
     };
     if config.masks.iter().any(|mask| *mask != shapes.mask) {
@@ -149,14 +156,16 @@ fn as_option(error: Error) -> Error {
 /// # Errors
 /// [`Error::Argument`] for a prompt that would take hours.
 fn tell_if_long(shapes: &Shapes, chosen: &[Chosen]) -> Result<()> {
-    let Shapes { hidden, intermediate, heads, kv_heads, head_dim, prompt, .. } = *shapes;
+    let Shapes { hidden, intermediate, heads, kv_heads, head_dim, prompt, fp8, .. } = *shapes;
     let is_chosen = |name: &str| chosen.iter().any(|(family, _)| family.name == name);
     let rows = prompt.next_multiple_of(64) as f64;
     let mut flop = 0.0;
     if is_chosen("gemm") {
-        // Down is multiplied once more, in e4m3.
-        let weights = hidden * (2 * (heads + kv_heads) * head_dim + 4 * intermediate);
+        let feed_forward = hidden * 3 * intermediate;
+        let weights = hidden * 2 * (heads + kv_heads) * head_dim + feed_forward;
         flop += 2.0 * rows * weights as f64;
+        // Once more in e4m3.
+        flop += 2.0 * if fp8 { rows } else { rows.min(64.0) } * feed_forward as f64;
     }
     if is_chosen("attention_prefill") {
         flop += 2.0 * rows * rows * (heads * head_dim) as f64;
@@ -222,7 +231,8 @@ impl Report {
             "conflicts",
             "scattered",
         ];
-        let Shapes { dtype, rows, context, prompt, .. } = self.shapes;
+        let Shapes { dtype, rows, context, prompt, fp8, .. } = self.shapes;
+        let dtype = if fp8 { format!("{dtype} and e4m3") } else { dtype.to_string() };
         let row = if rows == 1 { "row" } else { "rows" };
         let mut text = format!(
             "{} in {dtype} on {}: {rows} decode {row} over {context} keys, a prompt of {prompt} rows. Estimated, not measured: counts are the\n\
@@ -331,6 +341,7 @@ impl Report {
             rows,
             context,
             prompt,
+            fp8,
             mask,
         } = self.shapes;
         let mut all = families_json(chosen, |entry| {
@@ -355,6 +366,7 @@ impl Report {
             "rows": rows,
             "context": context,
             "prompt": prompt,
+            "fp8": fp8,
             "mask": mask.to_string(),
         });
         all

@@ -71,6 +71,9 @@ pub struct Shapes {
     pub context: usize,
     /// Rows of a prompt, which begins at position 0; 0 leaves prompts out.
     pub prompt: usize,
+    /// Whether the model's layers but the first and the last have feed-forward weights in e4m3. Where they do not, the kernels for it are
+    /// launched at the same shapes, as what such a model does not launch.
+    pub fp8: bool,
     /// What rows see, with the model's heads.
     pub mask: Mask,
 }

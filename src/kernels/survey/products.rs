@@ -68,6 +68,14 @@ impl Product {
     }
 }
 
+/// Of the rows of each projection's weights, where they are e4m3.
+fn scales(survey: &Survey, product: &Product) -> Result<Vec<Buffer>> {
+    product.projections().map(|(features, _)| survey.filled(4 * features)).collect()
+}
+
+/// Which of a layer's products are in e4m3 where a model has that.
+const FEED_FORWARD: std::ops::RangeFrom<usize> = 2..;
+
 /// The four products of a layer.
 fn layer(survey: &Survey) -> [Product; 4] {
     let shapes = survey.shapes;
@@ -89,8 +97,8 @@ fn layer(survey: &Survey) -> [Product; 4] {
     ]
 }
 
-/// A layer and the head, and the product down in e4m3; then one product for each number of rows that has a variant, and one whose
-/// rows begin anywhere.
+/// A layer and the head, and the feed-forward products in e4m3; then one product for each number of rows that has a variant, and one
+/// whose rows begin anywhere.
 pub(super) fn linear(survey: &mut Survey) -> Result<()> {
     let shapes = survey.shapes;
     let head = Product {
@@ -101,7 +109,9 @@ pub(super) fn linear(survey: &mut Survey) -> Result<()> {
     for product in layer(survey).into_iter().chain([head]) {
         stream_weights(survey, &product, shapes.rows, false, true)?;
     }
-    stream_weights(survey, &layer(survey)[3], shapes.rows, true, false)?;
+    for product in &layer(survey)[FEED_FORWARD] {
+        stream_weights(survey, product, shapes.rows, true, shapes.fp8)?;
+    }
     let other = Product::plain("a product", 1024, 1024);
     for fp8 in [false, true] {
         let kind = if fp8 { "e4m3".to_string() } else { shapes.dtype.to_string() };
@@ -134,14 +144,17 @@ fn stream_weights(
         .projections()
         .map(|(features, _)| survey.filled(features * stride * size))
         .collect::<Result<_>>()?;
-    let (x_scales, scales) = (survey.filled(4 * rows)?, survey.filled(4 * width)?);
+    let x_scales = survey.filled(4 * rows)?;
+    let scales = scales(survey, product)?;
     let norm_weight = survey.filled(inputs * size)?;
     let stats = survey.filled(statistics_bytes(rows, inputs))?;
     let mut out = survey.filled(rows * width * out_size)?;
     let mut out_stats = survey.filled(statistics_bytes(rows, width))?;
     let mut scratch = survey.zeros(Linear::MOST_SCRATCH)?;
     let mut projections = [None; 3];
-    for ((to, weight), (features, column)) in projections.iter_mut().zip(&weights).zip(product.projections())
+    let operands = weights.iter().zip(&scales);
+    for ((to, (weight, scales)), (features, column)) in
+        projections.iter_mut().zip(operands).zip(product.projections())
     {
         *to = Some(LinearProjection {
             weight: Rows { view: weight.view(), stride },
@@ -153,7 +166,7 @@ fn stream_weights(
     }
     let mut compulsory = product.compulsory(rows, size, out_size);
     if fp8 {
-        compulsory.read += 4 * (rows + width) as u64;
+        compulsory.read += (x_scales.bytes() + scales.iter().map(Buffer::bytes).sum::<usize>()) as u64;
     }
     let norm = product.norm && !fp8;
     if norm {
@@ -183,15 +196,18 @@ fn stream_weights(
     )
 }
 
-/// A prompt's layer; the product down in e4m3; then a product for each size of tile, and one whose rows begin anywhere.
+/// A prompt's layer; its feed-forward products in e4m3; then a product for each size of tile, and one whose rows begin anywhere.
 pub(super) fn gemm(survey: &mut Survey) -> Result<()> {
     let shapes = survey.shapes;
     if shapes.prompt > 0 {
         for product in layer(survey) {
             multiply(survey, &product, shapes.prompt, false, true)?;
         }
-        // Of few rows, for the sake of the time that they take here.
-        multiply(survey, &layer(survey)[3], shapes.prompt.min(64), true, false)?;
+        // Of few rows where they are no model's, for the sake of the time that they take here.
+        let rows = if shapes.fp8 { shapes.prompt } else { shapes.prompt.min(64) };
+        for product in &layer(survey)[FEED_FORWARD] {
+            multiply(survey, product, rows, true, shapes.fp8)?;
+        }
     }
     // 96 large tiles, and 16.
     let (large, small) = (Product::plain("a product", 256, 1536), Product::plain("a product", 256, 512));
@@ -220,15 +236,17 @@ fn multiply(survey: &mut Survey, product: &Product, rows: usize, fp8: bool, of_m
         .projections()
         .map(|(features, _)| survey.filled(features * stride * size))
         .collect::<Result<_>>()?;
-    // Of x and of the widest projection.
-    let (x_scales, scales) = (survey.filled(4 * rows)?, survey.filled(4 * width)?);
+    let x_scales = survey.filled(4 * rows)?;
+    let scales = scales(survey, product)?;
     let mut out = survey.filled(rows * width * dtype.size())?;
     let mut projections = [None; 3];
     let mut compulsory = product.compulsory(rows, size, dtype.size());
     if fp8 {
-        compulsory.read += 4 * (rows + width) as u64;
+        compulsory.read += (x_scales.bytes() + scales.iter().map(Buffer::bytes).sum::<usize>()) as u64;
     }
-    for ((to, weight), (features, column)) in projections.iter_mut().zip(&weights).zip(product.projections())
+    let operands = weights.iter().zip(&scales);
+    for ((to, (weight, scales)), (features, column)) in
+        projections.iter_mut().zip(operands).zip(product.projections())
     {
         *to = Some(GemmProjection {
             weight: Rows { view: weight.view(), stride },
@@ -256,21 +274,24 @@ fn multiply(survey: &mut Survey, product: &Product, rows: usize, fp8: bool, of_m
 /// What the product down reads where its weights are e4m3.
 pub(super) fn quantize_fp8_rows(survey: &mut Survey) -> Result<()> {
     let shapes = survey.shapes;
-    let (rows, width) = (shapes.rows.max(shapes.prompt), shapes.intermediate);
-    let x = survey.matrix(rows, width)?;
-    let (mut q, mut scales) = (survey.filled(rows * width)?, survey.filled(4 * rows)?);
-    let compulsory = bytes(rows * width * shapes.dtype.size(), rows * (width + 4));
-    let args = QuantizeFp8RowsArgs {
-        dtype: shapes.dtype,
-        rows,
-        width,
-        bound: Some(1200.0),
-        x: x.rows(),
-        q: RowsMut { view: q.view_mut(), stride: width },
-        scales: scales.view_mut(),
-        positions: None,
-    };
-    survey.launch(&format!("{rows} × {width}"), false, &[compulsory], |kernels, stream| {
-        kernels.quantize_fp8_rows.launch(stream, args)
-    })
+    let width = shapes.intermediate;
+    for rows in [shapes.rows, shapes.prompt].into_iter().filter(|rows| *rows > 0) {
+        let x = survey.matrix(rows, width)?;
+        let (mut q, mut scales) = (survey.filled(rows * width)?, survey.filled(4 * rows)?);
+        let compulsory = bytes(rows * width * shapes.dtype.size(), rows * (width + 4));
+        let args = QuantizeFp8RowsArgs {
+            dtype: shapes.dtype,
+            rows,
+            width,
+            bound: Some(1200.0),
+            x: x.rows(),
+            q: RowsMut { view: q.view_mut(), stride: width },
+            scales: scales.view_mut(),
+            positions: None,
+        };
+        survey.launch(&format!("{rows} × {width}"), shapes.fp8, &[compulsory], |kernels, stream| {
+            kernels.quantize_fp8_rows.launch(stream, args)
+        })?;
+    }
+    Ok(())
 }

@@ -41,7 +41,7 @@ pub(super) fn embed(survey: &mut Survey) -> Result<()> {
 }
 
 /// Decode rows have their norms within products: the kernel's own launches are a prompt's. The others are of rows that one variant or
-/// the other holds in registers, and of f32; and those that e4m3 is made of, before products that take it.
+/// the other holds in registers, and of f32; and those that e4m3 is made of, before products that take it: a layer's, and of both variants.
 pub(super) fn rms_norm(survey: &mut Survey) -> Result<()> {
     let shapes = survey.shapes;
     let (held, wide) = (WL_RMS_NORM_HELD as usize, WL_RMS_NORM_HELD_WIDE as usize);
@@ -73,8 +73,13 @@ pub(super) fn rms_norm(survey: &mut Survey) -> Result<()> {
             kernels.rms_norm.launch(stream, &args)
         })?;
     }
-    for width in [held, wide] {
-        let (dtype, size, rows) = (shapes.dtype, shapes.dtype.size(), shapes.rows);
+    let mut norms = vec![(shapes.rows, shapes.hidden, shapes.fp8)];
+    if shapes.prompt > 0 {
+        norms.push((shapes.prompt, shapes.hidden, shapes.fp8));
+    }
+    norms.extend([(shapes.rows, held, false), (shapes.rows, wide, false)]);
+    for (rows, width, of_model) in norms {
+        let (dtype, size) = (shapes.dtype, shapes.dtype.size());
         let (x, weight) = (survey.matrix(rows, width)?, survey.filled(width * size)?);
         let (mut q, mut scales) = (survey.filled(rows * width)?, survey.filled(4 * rows)?);
         let compulsory = bytes((rows + 1) * width * size, rows * (width + 4));
@@ -90,7 +95,7 @@ pub(super) fn rms_norm(survey: &mut Survey) -> Result<()> {
             stats: None,
             positions: None,
         };
-        survey.launch(&format!("{rows} × {width}, e4m3"), false, &[compulsory], |kernels, stream| {
+        survey.launch(&format!("{rows} × {width}, e4m3"), of_model, &[compulsory], |kernels, stream| {
             kernels.rms_norm.launch_e4m3(stream, &args)
         })?;
     }
