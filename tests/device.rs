@@ -10,10 +10,10 @@ use common::{
     golden_dir, greedy, ids, json, load, logits, reference, run,
 };
 use warploom::{
-    backend::{Backend, Gpu, Row},
+    backend::{Backend, Gpu, MemoryPlan, Recordings, Row},
     cache::Cache,
     checkpoint::{Checkpoint, Dtype},
-    decode::{Finished, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
+    decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
     driver::{self, Driver, Policy as Simulation, Simulator},
     model::Llama,
 };
@@ -374,6 +374,175 @@ fn fp8_is_exact_and_as_the_formula() {
         assert_equal(&format!("{name}, in a batch"), &run(&llama, batch, 64)[1], &plain);
         let cut = after_prompts(&llama, &prompt, &[1, 11, 7]);
         assert_eq!(bits_hash(&cut), plain.1[0], "{name}: a prompt in pieces");
+    }
+}
+
+/// What came of `requests`, told one round late; and what was recorded for it. `stop` may end a sequence at a token.
+fn run_late(
+    llama: &Llama<Gpu>,
+    requests: Vec<Request>,
+    context: usize,
+    stop: &mut dyn FnMut(usize, u32) -> Option<Stop>,
+) -> (Vec<Finished>, Recordings) {
+    let drafts = requests.iter().filter_map(|r| r.policy.as_ref().map(|p| p.max_draft()));
+    let limits = Limits { sequences: requests.len(), context, max_draft: drafts.max().unwrap_or(0) };
+    let mut generator = Generator::new(llama, limits).unwrap_or_else(|e| panic!("{e}"));
+    let slots = generator.start_all(requests).unwrap_or_else(|e| panic!("{e}"));
+    while generator.is_active() {
+        let mut observer = |slot, id| stop(slot, id);
+        generator.round(&mut observer).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let recordings = generator.recordings().expect("rounds are on the device");
+    (slots.into_iter().map(|slot| generator.finish(slot).expect("a sequence")).collect(), recordings)
+}
+
+/// Rounds that are launched before the host knows what came of the last one, as graphs from the third of a shape on.
+#[test]
+fn rounds_are_told_late_and_recorded() {
+    let checkpoint = Checkpoint::open(&golden_dir("gqa_bf16")).unwrap();
+    let mut gpu = Gpu::new(device(), &checkpoint).unwrap();
+    let prompt = prompt("gqa_bf16");
+    let request = |i: usize| {
+        let request = greedy(&prompt[prompt.len() - 8 + i..], 10 + 3 * i);
+        match i {
+            0 => request,
+            _ => drafting(request, i, 2 * i, 0.0),
+        }
+    };
+    let batch = || (0..3).map(request).collect::<Vec<_>>();
+    for graphs in [true, false] {
+        gpu.set_graphs(graphs);
+        let llama = Llama::new(&checkpoint, gpu, 64).unwrap();
+        for (i, requests) in [batch(), vec![request(0)], vec![request(2)]].into_iter().enumerate() {
+            let told = run(&llama, if i == 0 { batch() } else { vec![request(2 * (i - 1))] }, 64);
+            let (late, recordings) = run_late(&llama, requests, 64, &mut |_, _| None);
+            for (late, (told, rows)) in late.iter().zip(&told) {
+                assert_eq!((&late.ids, late.stop), (&told.ids, told.stop));
+                assert_eq!(late.logits_hash, told.logits_hash, "hash of the last logits");
+                assert_eq!(late.stats.generated, rows.len());
+                assert!(late.stats.decode_seconds > 0.0 && late.stats.decode_bytes > 0);
+            }
+            assert_eq!(recordings.graphs > 0 && recordings.replayed > 3, graphs, "{recordings:?}");
+            assert_eq!(recordings.nodes > 20 * recordings.graphs, graphs, "{recordings:?}");
+        }
+        // Sampling draws the same whenever the host looks.
+        let sampled = || {
+            let sampling = Sampling { temperature: 0.9, top_p: 0.95, seed: 3, ..Sampling::default() };
+            vec![Request { sampling, ..request(2) }]
+        };
+        let (late, _) = run_late(&llama, sampled(), 64, &mut |_, _| None);
+        assert_eq!(late[0].ids, run(&llama, sampled(), 64)[0].0.ids);
+
+        // What was generated behind a token at which the host stops is dropped.
+        let whole = run(&llama, vec![request(2)], 64).remove(0).0.ids;
+        for kept in [1, 2, 5] {
+            let mut told = 0;
+            let mut stop = |_: usize, _: u32| {
+                told += 1;
+                (told == kept).then_some(Stop::String)
+            };
+            let (late, _) = run_late(&llama, vec![request(2)], 64, &mut stop);
+            assert_eq!((&late[0].ids[..], late[0].stop), (&whole[..kept], Some(Stop::String)));
+        }
+        gpu = Gpu::new(device(), &checkpoint).unwrap();
+    }
+}
+
+/// A slot goes on after the host has stopped it, while a round of its is still in flight; so does one that was given to another sequence.
+#[test]
+fn slots_are_used_again_while_a_round_is_in_flight() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 128);
+    let prompt = prompt("gqa_bf16");
+    let request = |prompt: &[u32], tokens| drafting(greedy(prompt, tokens), 2, 3, 0.0);
+    let whole = run(&llama, vec![request(&prompt, 20)], 128).remove(0).0.ids;
+    let limits = Limits { sequences: 2, context: 128, max_draft: 3 };
+    let mut generator = Generator::new(&llama, limits).unwrap();
+    let other = run(&llama, vec![request(&prompt[3..], 9)], 128).remove(0).0.ids;
+    let slot = generator.start(request(&prompt, 100)).unwrap();
+    let mut told = 0;
+    let mut until = |_: usize, _: u32| {
+        told += 1;
+        (told == 7).then_some(Stop::String)
+    };
+    while generator.is_active() {
+        generator.round(&mut until).unwrap();
+    }
+    let go_on = [&prompt[..], &whole[..7]].concat();
+    generator.resume(slot, request(&go_on, 13)).unwrap();
+    let mut silent = |_: usize, _: u32| None;
+    generator.round(&mut silent).unwrap();
+    let second = generator.start(request(&prompt[3..], 9)).unwrap();
+    while generator.is_active() {
+        generator.round(&mut silent).unwrap();
+    }
+    assert_eq!(generator.finish(slot).unwrap().ids, whole[7..20]);
+    assert_eq!(generator.finish(second).unwrap().ids, other);
+    // A slot that is given up in the middle, and taken at once.
+    generator.start(request(&prompt, 30)).unwrap();
+    (0..2).for_each(|_| generator.round(&mut silent).unwrap());
+    generator.finish(slot).unwrap();
+    let third = generator.start(request(&prompt[3..], 9)).unwrap();
+    while generator.is_active() {
+        generator.round(&mut silent).unwrap();
+    }
+    assert_eq!(generator.finish(third).unwrap().ids, other);
+}
+
+/// However many shapes there are, there are few graphs.
+#[test]
+fn graphs_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny(dir.path());
+    let llama = on_device(dir.path(), 64);
+    let limits = Limits { sequences: 2, context: 64, max_draft: 8 };
+    let mut generator = Generator::new(&llama, limits).unwrap();
+    let mut most = 0;
+    for (a, b) in (1..=8).flat_map(|a| (a..=8).map(move |b| (a, b))) {
+        let request = |draft| drafting(greedy(&[4, 2], 40), 1, draft, 0.0);
+        let slots = generator.start_all(vec![request(a), request(b)]).unwrap();
+        // The second one is recorded.
+        for _ in 0..2 {
+            generator.round(&mut |_: usize, _: u32| None).unwrap();
+        }
+        slots.into_iter().for_each(|slot| drop(generator.finish(slot)));
+        most = most.max(generator.recordings().unwrap().graphs);
+    }
+    let recordings = generator.recordings().unwrap();
+    assert_eq!((most, recordings.graphs), (recordings.most, recordings.most));
+}
+
+/// What a model is said to take is what it takes, and too much is refused before anything is there.
+#[test]
+fn memory_is_planned() {
+    for (name, fp8) in
+        [("gqa_bf16", false), ("gqa_bf16", true), ("odd_all_f16", false), ("tied_bf16_dup", false)]
+    {
+        let mut checkpoint = Checkpoint::open(&golden_dir(name)).unwrap();
+        checkpoint.set_fp8(fp8).unwrap();
+        let driver: Arc<dyn Driver> = Arc::new(Simulator::new(Simulation::default()));
+        let plan = MemoryPlan::new(&*driver, &checkpoint, 128).unwrap();
+        assert_eq!((plan.free, plan.context), (plan.total, 128));
+        plan.check().unwrap();
+        let gpu = Gpu::new(driver.clone(), &checkpoint).unwrap();
+        let (before, uploaded) = (driver.free_memory().unwrap(), gpu.uploaded());
+        let llama = Llama::new(&checkpoint, gpu, 128).unwrap();
+        let weights = before - driver.free_memory().unwrap();
+        assert_eq!(uploaded.load(std::sync::atomic::Ordering::Relaxed), weights, "{name}");
+        let off = plan.weights.abs_diff(weights) as f64 / weights as f64;
+        assert!(off < 0.1, "{name}: {} of weights are planned, and {weights} taken", plan.weights);
+        let before = driver.free_memory().unwrap();
+        let cache = Cache::new(2, llama.backend().page_size(), 1, 2).unwrap();
+        let kv = llama.kv(&cache).unwrap();
+        let taken = before - driver.free_memory().unwrap();
+        // Beside it a page table.
+        assert!((plan.cache..plan.cache + 64).contains(&taken), "{name}: {} and {taken}", plan.cache);
+        drop(kv);
+
+        let small = Simulation { memory_bytes: plan.weights + plan.cache - 1, ..Simulation::default() };
+        let plan = MemoryPlan::new(&Simulator::new(small), &checkpoint, 128).unwrap();
+        let error = plan.check().unwrap_err().to_string();
+        assert!(error.contains("the model on simulated H100") && error.contains("--context"), "{error}");
+        assert!(plan.to_string().contains("for a sequence of 128 positions"), "{plan}");
     }
 }
 

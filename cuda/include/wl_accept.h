@@ -10,7 +10,8 @@
 
 /*
  * Starts the round of every sequence that has a plan and has not ended; all other rows of `draft` and `verify` become
- * dead. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row in common.
+ * dead, and lengths 0. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row, or a
+ * group, in common.
  */
 typedef struct WlRoundBegin {
     uint32_t version;
@@ -23,6 +24,8 @@ typedef struct WlRoundBegin {
     uint64_t states;    /* WlSequence [slots] */
     WlRows draft;       /* [steps, draft_rows] */
     WlRows verify;      /* [verify_rows] */
+    uint64_t draft_lengths;  /* i32 [draft_rows], or 0: keys of the row's sequence, with those of the round's rows */
+    uint64_t verify_lengths; /* i32 [slots], or 0: the same, by the plan's verify_group */
 } WlRoundBegin;
 
 typedef struct WlAccept {

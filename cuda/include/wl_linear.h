@@ -53,6 +53,7 @@ typedef struct WlLinear {
     float eps;               /* of the norm */
     uint64_t x;              /* E [rows, inputs] */
     uint64_t x_scales;       /* f32 [rows] with E = e4m3; 0 */
+    uint64_t positions;      /* i32 [rows], or 0: with all of them under 0, dead, the launch ends at once and writes nothing */
     uint64_t norm;           /* T [inputs]: x is normalised first, with this weight; or 0, as with E = e4m3 */
     uint64_t stats;          /* f32 [rows, ceil(inputs / 64)]: sums of squares of x (row_statistics.cuh); 0 without norm */
     uint64_t out;            /* T or f32 [rows, out_stride] */

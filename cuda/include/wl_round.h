@@ -2,7 +2,7 @@
  * What a round of speculative decoding keeps in device memory. Between two rounds' launches the host reads WlRound,
  * late, and writes WlPlan; everything else passes from kernel to kernel:
  *
- *   wl_round_begin  plan, sequence      -> sequence's round, first row of the draft and of the verification
+ *   wl_round_begin  plan, sequence      -> sequence's round, keys, first row of the draft and of the verification
  *   wl_sample       logits of a draft   -> draft, confidence, next row of the draft and of the verification
  *   wl_sample       logits of all rows  -> a WlChoice per row of the verification
  *   wl_accept       choices             -> WlRound, sequence: length, token, remaining, stop, seen
@@ -41,7 +41,7 @@ typedef struct WlPlan {
     int32_t asked;      /* tokens to draft at most; 0 is a plain step */
     int32_t exit_layer; /* passed through to WlRound */
     float threshold;    /* a draft less probable than this ends the draft; 0 never does */
-    int32_t reserved;
+    int32_t verify_group; /* its entry in WlRoundBegin.verify_lengths */
 } WlPlan;
 
 /* A sequence, by slot. The host writes all of it when the sequence starts. */

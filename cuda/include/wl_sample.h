@@ -43,7 +43,8 @@ typedef struct WlSample {
     WlRows verify;               /* [verify_rows]; and here */
     uint64_t probabilities;      /* f32 [rows, vocab]: the distributions in full, or 0 */
     int64_t probabilities_stride;
-    uint64_t partial;            /* u64 [rows, ceil(vocab / WL_SAMPLE_PART)], scratch */
+    uint64_t hashes;             /* u64 [rows], or 0: of all bits of each row's logits, see logit_hash in sample.cu */
+    uint64_t partial;            /* u64 [rows, ceil(vocab / WL_SAMPLE_PART), 2], scratch */
     uint64_t tickets;            /* u32 [rows], zeros before the first launch; launches leave zeros */
 } WlSample;
 

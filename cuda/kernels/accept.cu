@@ -2,7 +2,7 @@
 // in device memory.
 //
 // wl_round_begin: one CTA. Marks all rows of the draft and of the verification dead, then gives every sequence with a
-// plan its first ones.
+// plan its first ones, and tells attention how many keys there will be.
 //
 // wl_accept_f32: one CTA of 512 threads per slot. Lane i of warp 0 judges draft i, all at once:
 //   greedy   it is kept if it is the verifier's choice
@@ -36,6 +36,10 @@ __device__ __forceinline__ void round_begin(const WlRoundBegin& p) {
     const int64_t draft_rows = int64_t(p.steps) * p.draft_rows;
     for (int64_t row = threadIdx.x; row < draft_rows; row += WL_ROUND_BEGIN_THREADS) write_row(p.draft, row, 0, -1, 0);
     for (int row = threadIdx.x; row < p.verify_rows; row += WL_ROUND_BEGIN_THREADS) write_row(p.verify, row, 0, -1, 0);
+    int32_t* draft_lengths = global<int32_t>(p.draft_lengths);
+    int32_t* verify_lengths = global<int32_t>(p.verify_lengths);
+    for (int i = threadIdx.x; draft_lengths && i < p.draft_rows; i += WL_ROUND_BEGIN_THREADS) draft_lengths[i] = 0;
+    for (int i = threadIdx.x; verify_lengths && i < p.slots; i += WL_ROUND_BEGIN_THREADS) verify_lengths[i] = 0;
     __syncthreads();
     for (int slot = threadIdx.x; slot < p.slots; slot += WL_ROUND_BEGIN_THREADS) {
         const WlPlan plan = global<const WlPlan>(p.plans)[slot];
@@ -46,6 +50,7 @@ __device__ __forceinline__ void round_begin(const WlRoundBegin& p) {
         const int limit = min(asked, state.remaining - 1);
         if (plan.verify_row < 0 || plan.verify_row > p.verify_rows - (asked + 1)) continue;
         if (asked > 0 && uint32_t(plan.draft_row) >= uint32_t(p.draft_rows)) continue;
+        if (verify_lengths && uint32_t(plan.verify_group) >= uint32_t(p.slots)) continue;
         if (state.stop != WL_RUNNING || limit < 0) continue;
         state.verify_row = plan.verify_row;
         state.draft_row = plan.draft_row;
@@ -58,6 +63,9 @@ __device__ __forceinline__ void round_begin(const WlRoundBegin& p) {
         state.closed = limit == 0;
         // With a draft asked for and no room for it, the row still goes through the layers of the draft.
         if (asked > 0) write_row(p.draft, plan.draft_row, state.token, state.length, slot);
+        const int keys = state.length + limit + 1;
+        if (asked > 0 && draft_lengths) draft_lengths[plan.draft_row] = keys;
+        if (verify_lengths) verify_lengths[plan.verify_group] = keys;
         write_row(p.verify, plan.verify_row, state.token, state.length, slot);
     }
 }

@@ -276,6 +276,12 @@ template <typename T, typename E, int ROWS, bool WHOLE> __device__ __forceinline
     };
 
     fetch(begin);
+    // Of a draft that has ended no row is alive. What says so arrives no later than the weights.
+    if (p.positions) {
+        bool alive = false;
+        for (int row = lane; row < p.rows; row += 32) alive |= global<const int32_t>(p.positions)[row] >= 0;
+        if (!__any_sync(ALL_LANES, alive)) return;
+    }
     if (!FP8 && p.norm) {
         const int chunks = statistics_chunks(p.inputs);
         for (int row = warp; row < p.rows; row += WARPS) {

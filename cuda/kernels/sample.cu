@@ -342,6 +342,15 @@ __device__ __forceinline__ float confidence(Scores scores, float score, int id, 
     return __fmul_rn(weights(scores.one(id)), Distribution::inverse_of(total));
 }
 
+// A logit's share of its row's hash. The sum over a row, modulo 2^64, shows any change of any bit, and has no order. The
+// constants are those of MurmurHash3's finaliser.
+__device__ __forceinline__ uint64_t logit_hash(int id, float logit) {
+    uint64_t x = uint64_t(uint32_t(id)) << 32 | __float_as_uint(logit);
+    x = (x ^ x >> 33) * 0xff51afd7ed558ccd;
+    x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53;
+    return x ^ x >> 33;
+}
+
 // A draft and what follows from it: by one thread.
 __device__ __forceinline__ void add_draft(const WlSample& p, WlSequence& state, int sequence, int i, int draft,
                                           float sure) {
@@ -389,8 +398,9 @@ __device__ __forceinline__ void sample(const WlSample& p) {
     const uint32_t* seen = p.seen ? global<const uint32_t>(p.seen) + sequence * p.seen_stride : nullptr;
     const Scores scores = scores_of(global<const float>(p.logits) + row * p.logits_stride, p.vocab, state, seen, i);
 
-    // The largest score of this part and the lowest id that has it, as one number; ~0 if a logit is not finite.
-    uint64_t best = 0;
+    // The largest score of this part and the lowest id that has it, as one number; ~0 if a logit is not finite. And the
+    // part's share of the hash.
+    uint64_t best = 0, hash = 0;
     float x[PART_STEPS][4];
     const int begin = part * WL_SAMPLE_PART + 4 * threadIdx.x;
 #pragma unroll
@@ -400,6 +410,10 @@ __device__ __forceinline__ void sample(const WlSample& p) {
         const int id = begin + k * 4 * ROW_THREADS;
         if (id >= p.vocab) break;
         const bool finite = is_finite(x[k][0]) && is_finite(x[k][1]) && is_finite(x[k][2]) && is_finite(x[k][3]);
+        if (p.hashes) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) hash += id + j < p.vocab ? logit_hash(id + j, x[k][j]) : 0;
+        }
         scores.penalise(id, x[k]);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -408,18 +422,25 @@ __device__ __forceinline__ void sample(const WlSample& p) {
         if (!finite) best = ~uint64_t(0);
     }
     best = block_max(best, shared.reduce);
+    if (p.hashes) hash = block_sum(hash, shared.reduce);
     if (parts > 1) {
-        uint64_t* partial = global<uint64_t>(p.partial) + row * parts;
+        uint64_t* partial = global<uint64_t>(p.partial) + 2 * row * parts;
         if (threadIdx.x == 0) {
             partial[part] = best;
+            if (p.hashes) partial[parts + part] = hash;
             shared.last = take_ticket(global<uint32_t>(p.tickets) + row, parts - 1) == uint32_t(parts - 1);
         }
         __syncthreads();
         if (!shared.last) return;
-        best = 0;
-        for (int k = threadIdx.x; k < parts; k += ROW_THREADS) best = max(best, partial[k]);
+        best = 0, hash = 0;
+        for (int k = threadIdx.x; k < parts; k += ROW_THREADS) {
+            best = max(best, partial[k]);
+            if (p.hashes) hash += partial[parts + k];
+        }
         best = block_max(best, shared.reduce);
+        if (p.hashes) hash = block_sum(hash, shared.reduce);
     }
+    if (p.hashes && threadIdx.x == 0) global<uint64_t>(p.hashes)[row] = hash;
 
     WlChoice* out = global<WlChoice>(p.choices) + (drafting ? int64_t(sequence) * WL_MAX_DRAFT + i : row);
     if (best == ~uint64_t(0)) {

@@ -127,6 +127,11 @@ impl Device {
         self.arena.allocate(bytes)
     }
 
+    /// Bytes of all allocations.
+    pub fn allocated(&self) -> u64 {
+        self.arena.allocated()
+    }
+
     /// Frees an allocation.
     ///
     /// # Errors

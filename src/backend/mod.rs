@@ -13,8 +13,10 @@ mod round;
 pub use angles::Angles;
 pub use cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
-pub use gpu::Gpu;
-pub use round::{Round, RoundOutcome, RoundPlan, RoundSequence, RoundSizes};
+pub use gpu::{Gpu, MemoryPlan};
+pub use round::{
+    IN_FLIGHT, Recordings, Round, RoundOutcome, RoundPlan, RoundSequence, RoundShape, RoundSizes,
+};
 
 use crate::{cache::Cache, checkpoint::Tensor, error::Result, mask::Mask};
 
@@ -109,6 +111,8 @@ pub struct Input<'a, B: Backend + ?Sized> {
     pub rows: usize,
     /// RMSNorm of each row before the product.
     pub norm: Option<Norm<'a, B>>,
+    /// Where some are known to be dead: the rows of the pass, from `from` on. Where all are, a product may leave its outputs as they are.
+    pub live: Option<&'a B::Rows>,
 }
 
 /// RMSNorm: x / √(mean(x²) + ε) · weight.

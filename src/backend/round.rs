@@ -2,7 +2,11 @@
 //!
 //! Start from [`Round`], what a backend keeps of the rounds of a batch. Rows of a round lie where the plan puts them: row i of a sequence
 //! (its last token, then its drafts) is row `draft_row` of draft step i and row `verify_row + i` of the verification. How many of them live
-//! is known on the device alone, until [`Round::outcomes`] asks.
+//! is known on the device alone, until [`Round::collect`] asks. Up to [`IN_FLIGHT`] rounds may be on their way at a time, each going on
+//! where the one before it ends, so that the device need not wait for the host.
+//!
+//! What a round launches depends on its [`RoundShape`]s alone: everything else is in device memory. Launches of a shape that comes again
+//! can be recorded, and then run at one call.
 
 use std::convert::Infallible;
 
@@ -66,6 +70,33 @@ pub struct RoundPlan {
     pub threshold: f32,
 }
 
+/// Rounds that may be on their way at a time.
+pub const IN_FLIGHT: usize = 2;
+
+/// What the launches of a round depend on, for each of its plans in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundShape {
+    /// Most drafts.
+    pub draft: usize,
+    /// Layers that draft.
+    pub exit_layer: usize,
+}
+
+/// What a backend has recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recordings {
+    /// Graphs, one a shape.
+    pub graphs: usize,
+    /// How many there may be: for another one, that which has not been used the longest makes room.
+    pub most: usize,
+    /// Launches and copies of all of them.
+    pub nodes: usize,
+    /// Device memory that they take in bytes, as far as the device tells.
+    pub bytes: u64,
+    /// Rounds that were one launch of a graph.
+    pub replayed: u64,
+}
+
 /// What came of one sequence's round.
 #[derive(Clone, Debug, Default)]
 pub struct RoundOutcome {
@@ -81,6 +112,8 @@ pub struct RoundOutcome {
     pub mismatched: f32,
     /// Position of a row whose logits were not finite.
     pub not_finite: Option<usize>,
+    /// Hashes of the logits that the ids were chosen from ([`logits_hash`](crate::decode::logits_hash)).
+    pub hashes: Vec<u64>,
 }
 
 /// Where the rounds of a batch are kept.
@@ -90,8 +123,16 @@ pub struct RoundOutcome {
 pub trait Round<B: Backend + ?Sized>: Send + Sized {
     /// Begins a sequence in a slot.
     fn begin_sequence(&mut self, backend: &B, sequence: &RoundSequence) -> Result<()>;
-    /// Begins a round: rows and page tables are where the passes want them.
-    fn begin(&mut self, backend: &B, plans: &[RoundPlan], kv: &mut B::Kv, cache: &Cache) -> Result<()>;
+    /// Takes a round's plans and page tables to the device.
+    fn plan(&mut self, backend: &B, plans: &[RoundPlan], kv: &mut B::Kv, cache: &Cache) -> Result<()>;
+    /// Runs the recorded launches of a round of this shape. False if there are none: they are to be launched one by one.
+    fn replay(&mut self, backend: &B, shape: &[RoundShape]) -> Result<bool>;
+    /// Whether the launches of the round to come are recorded, and not run yet; [`Round::end_recording`] must follow them then.
+    fn begin_recording(&mut self, backend: &B, shape: &[RoundShape]) -> Result<bool>;
+    /// Keeps what was recorded, and runs it. Without `whole` it is dropped.
+    fn end_recording(&mut self, backend: &B, shape: &[RoundShape], whole: bool) -> Result<()>;
+    /// Begins a round: rows and lengths are where the passes want them.
+    fn begin(&mut self, backend: &B) -> Result<()>;
     /// Rows `from..to` of draft step `step`.
     fn draft_rows(&mut self, step: usize, from: usize, to: usize) -> Result<&B::Rows>;
     /// The first `rows` rows of the verification.
@@ -107,12 +148,16 @@ pub trait Round<B: Backend + ?Sized>: Send + Sized {
     ) -> Result<()>;
     /// Keeps drafts, or replaces the first that does not hold; `input` is the residual stream of the verification.
     fn accept(&mut self, backend: &B, input: Input<B>, head: &B::Weight) -> Result<()>;
-    /// Waits for the device, and fetches what came of the plans.
-    fn finish(&mut self, backend: &B) -> Result<()>;
-    /// What came of the plan with this index.
+    /// Sends what comes of the plans to the host. Up to [`IN_FLIGHT`] rounds may be posted that have not been collected.
+    fn post(&mut self, backend: &B) -> Result<()>;
+    /// Waits for the oldest round that was posted, and takes what came of it.
+    fn collect(&mut self, backend: &B) -> Result<()>;
+    /// What came of the collected round's plan with this index.
     fn outcome(&self, index: usize) -> &RoundOutcome;
-    /// The logits of a row of the verification, on the host.
+    /// The logits of a row of the last round's verification, on the host.
     fn logits(&mut self, backend: &B, row: usize) -> Result<&[f32]>;
+    /// What has been recorded.
+    fn recordings(&self) -> Recordings;
 }
 
 /// Of backends whose rounds the host drives.
@@ -120,7 +165,19 @@ impl<B: Backend + ?Sized> Round<B> for Infallible {
     fn begin_sequence(&mut self, _: &B, _: &RoundSequence) -> Result<()> {
         match *self {}
     }
-    fn begin(&mut self, _: &B, _: &[RoundPlan], _: &mut B::Kv, _: &Cache) -> Result<()> {
+    fn plan(&mut self, _: &B, _: &[RoundPlan], _: &mut B::Kv, _: &Cache) -> Result<()> {
+        match *self {}
+    }
+    fn replay(&mut self, _: &B, _: &[RoundShape]) -> Result<bool> {
+        match *self {}
+    }
+    fn begin_recording(&mut self, _: &B, _: &[RoundShape]) -> Result<bool> {
+        match *self {}
+    }
+    fn end_recording(&mut self, _: &B, _: &[RoundShape], _: bool) -> Result<()> {
+        match *self {}
+    }
+    fn begin(&mut self, _: &B) -> Result<()> {
         match *self {}
     }
     fn draft_rows(&mut self, _: usize, _: usize, _: usize) -> Result<&B::Rows> {
@@ -135,13 +192,19 @@ impl<B: Backend + ?Sized> Round<B> for Infallible {
     fn accept(&mut self, _: &B, _: Input<B>, _: &B::Weight) -> Result<()> {
         match *self {}
     }
-    fn finish(&mut self, _: &B) -> Result<()> {
+    fn post(&mut self, _: &B) -> Result<()> {
+        match *self {}
+    }
+    fn collect(&mut self, _: &B) -> Result<()> {
         match *self {}
     }
     fn outcome(&self, _: usize) -> &RoundOutcome {
         match *self {}
     }
     fn logits(&mut self, _: &B, _: usize) -> Result<&[f32]> {
+        match *self {}
+    }
+    fn recordings(&self) -> Recordings {
         match *self {}
     }
 }

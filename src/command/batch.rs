@@ -4,7 +4,7 @@ use std::{ops::Range, time::Instant};
 
 use warploom::{
     Result,
-    backend::Backend,
+    backend::{Backend, Recordings},
     decode::{Finished, Generator, Limits, Observer, Request, Sampling, Stop},
     model::Llama,
     text::{StopStrings, TextStream, Tokenizer},
@@ -58,8 +58,8 @@ impl Batch<'_> {
         longest.saturating_add(self.max_tokens.max(1))
     }
 
-    /// Decodes all prompts, in order, as many at a time as there is room for. Returns the seconds that decoding
-    /// took, prefill apart. Ctrl-C ends every sequence with what there is.
+    /// Decodes all prompts, in order, as many at a time as there is room for. Returns the seconds that decoding took, prefill apart, and on
+    /// a device what was recorded. Ctrl-C ends every sequence with what there is.
     ///
     /// # Errors
     /// Those of [`Generator`] and of `listener`.
@@ -68,7 +68,7 @@ impl Batch<'_> {
         llama: &Llama<B>,
         context: usize,
         listener: &mut dyn Listener,
-    ) -> Result<f64> {
+    ) -> Result<(f64, Option<Recordings>)> {
         let limits = Limits {
             sequences: self.prompts.len().clamp(1, MAX_SEQUENCES),
             context: context.min(self.needed()),
@@ -87,10 +87,10 @@ impl Batch<'_> {
                 seconds += begun.elapsed().as_secs_f64();
             }
             if !live.tell(&mut generator, listener)? {
-                return Ok(seconds);
+                return Ok((seconds, generator.recordings()));
             }
             if waiting.is_empty() && live.0.iter().all(Option::is_none) {
-                return Ok(seconds);
+                return Ok((seconds, generator.recordings()));
             }
         }
     }

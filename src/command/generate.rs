@@ -7,7 +7,13 @@ use std::{
 };
 
 use clap::{Args, Command, error::ErrorKind};
-use warploom::{Error, Result, backend::Backend, checkpoint::RopeScaling, model::Llama, text::StopStrings};
+use warploom::{
+    Error, Result,
+    backend::{Backend, Recordings},
+    checkpoint::RopeScaling,
+    model::Llama,
+    text::StopStrings,
+};
 
 use super::{
     batch::{Batch, Listener, Outcome},
@@ -117,8 +123,8 @@ impl Job for Generation<'_> {
             run: Run::default(),
             at_line_start: true,
         };
-        let seconds = batch.run(llama, context, &mut printer)?;
-        printer.close(seconds)
+        let (seconds, recordings) = batch.run(llama, context, &mut printer)?;
+        printer.close(seconds, recordings)
     }
 }
 
@@ -216,7 +222,7 @@ impl Printer<'_> {
         Ok(true)
     }
 
-    fn close(mut self, seconds: f64) -> Result<()> {
+    fn close(mut self, seconds: f64, recordings: Option<Recordings>) -> Result<()> {
         if self.next < self.prompts.len() {
             // The reader of stdout has gone.
             return Ok(());
@@ -233,6 +239,7 @@ impl Printer<'_> {
             output::note("");
         }
         self.run.seconds = seconds;
+        self.run.recordings = recordings;
         output::note(&self.setting.summary(&self.run));
         Ok(())
     }

@@ -5,6 +5,8 @@ use std::{io::IsTerminal, path::PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+#[cfg(feature = "cuda")]
+use warploom::backend::{Gpu, MemoryPlan};
 use warploom::{
     Error, Result,
     backend::{Backend, Cpu},
@@ -14,6 +16,8 @@ use warploom::{
     text::{ChatTemplate, Tokenizer},
 };
 
+#[cfg(feature = "cuda")]
+use super::output;
 use super::{
     demo,
     options::{Drafting, value},
@@ -252,25 +256,37 @@ impl Loaded {
     /// Those of [`Llama::new`] and of the job.
     pub fn run<J: Job>(&self, needed: usize, job: J) -> Result<J::Output> {
         match &self.device {
-            Device::Cpu => self.run_on(Cpu::new(), needed, job),
+            Device::Cpu => {
+                let model = self.model(Cpu::new(), needed)?;
+                self.pool.install(|| job.run(&model))
+            }
             #[cfg(feature = "cuda")]
             Device::Driver { driver, .. } => {
-                let _shown = (!job.shows_progress()).then(|| super::progress::show(driver));
-                let backend = warploom::backend::Gpu::new(driver.clone(), &self.checkpoint)?;
-                self.run_on(backend, needed, job)
+                let plan = MemoryPlan::new(&**driver, &self.checkpoint, self.context(needed)?)?;
+                plan.check()?;
+                // The simulator's memory is the host's.
+                if driver.simulated().is_none() {
+                    output::note(&plan.to_string());
+                }
+                let shown = (!job.shows_progress()).then(|| super::progress::show(driver));
+                let backend = Gpu::new(driver.clone(), &self.checkpoint)?;
+                let bar = super::progress::uploading(plan.weights, backend.uploaded());
+                let model = self.model(backend, needed)?;
+                drop(bar);
+                let done = self.pool.install(|| job.run(&model));
+                drop(shown);
+                done
             }
         }
     }
 
-    fn run_on<B: Backend, J: Job>(&self, backend: B, needed: usize, job: J) -> Result<J::Output> {
+    fn model<B: Backend>(&self, backend: B, needed: usize) -> Result<Llama<B>> {
         let context = self.context(needed)?;
-        self.pool.install(|| {
-            let mut llama = Llama::new(&self.checkpoint, backend, context)?;
-            if let Some(mask) = self.attention {
-                llama.set_mask(mask);
-            }
-            job.run(&llama)
-        })
+        let mut llama = self.pool.install(|| Llama::new(&self.checkpoint, backend, context))?;
+        if let Some(mask) = self.attention {
+            llama.set_mask(mask);
+        }
+        Ok(llama)
     }
 }
 

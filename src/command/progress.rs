@@ -47,6 +47,59 @@ pub fn show(driver: &std::sync::Arc<dyn warploom::driver::Driver>) -> Shown {
     Shown
 }
 
+/// Shows how many of `total` bytes of weights are on the device, if stderr is a terminal and it may take a while, until the returned value
+/// is dropped.
+#[cfg(feature = "cuda")]
+pub fn uploading(total: u64, uploaded: std::sync::Arc<std::sync::atomic::AtomicU64>) -> Uploading {
+    use std::{
+        io::IsTerminal,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        time::Duration,
+    };
+    /// What is on the device before anybody has read a line.
+    const LONG: u64 = 1 << 30;
+    let done = Arc::new(AtomicBool::new(false));
+    let watch = (total >= LONG && std::io::stderr().is_terminal()).then(|| {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            let bar = ProgressBar::new(total);
+            let style =
+                "weights to the device {bar:30} {bytes}/{total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            while !done.load(Ordering::Relaxed) {
+                bar.set_position(uploaded.load(Ordering::Relaxed));
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            bar.finish_and_clear();
+        })
+    });
+    Uploading { done, watch }
+}
+
+/// The bar is shown until this is dropped.
+#[cfg(feature = "cuda")]
+pub struct Uploading {
+    done: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    watch: Option<std::thread::JoinHandle<()>>,
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        self.done.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(watch) = self.watch.take() {
+            watch.thread().unpark();
+            // It only draws: if it panicked, nothing else is wrong.
+            let _ = watch.join();
+        }
+    }
+}
+
 /// The line is shown until this is dropped.
 #[cfg(feature = "cuda")]
 pub struct Shown;

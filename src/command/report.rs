@@ -1,7 +1,10 @@
 //! What a generation cost, for people (stderr) and for scripts (`--json`).
 
 use serde_json::{Value, json};
-use warploom::decode::{Finished, Policy, Stats, Stop};
+use warploom::{
+    backend::Recordings,
+    decode::{Finished, Policy, Stats, Stop},
+};
 
 use super::{model::Loaded, options::Drafting};
 
@@ -79,6 +82,12 @@ impl Setting<'_> {
         } else if self.drafting.policy == Policy::Off {
             out += "  no drafts";
         }
+        if let Some(Recordings { graphs, most, nodes, bytes, replayed }) = run.recordings {
+            out += &format!(
+                "\ngraphs    {graphs:>6} of {most} at most, {nodes} launches and copies, {:.1} MiB; {replayed} rounds were replayed",
+                bytes as f64 / f64::from(1 << 20),
+            );
+        }
         out + &format!(
             "\nlogits    {}  {} {}, {} threads",
             hex(run.logits_hash),
@@ -96,6 +105,8 @@ pub struct Run {
     stats: Stats,
     /// Seconds that decoding took.
     pub seconds: f64,
+    /// On a device, the rounds that are graphs.
+    pub recordings: Option<Recordings>,
     /// Of one sequence, the hash of its last logits; of several, all of them folded.
     logits_hash: u64,
     stops: Vec<Stop>,

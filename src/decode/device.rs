@@ -1,15 +1,17 @@
 //! One round on a device: the steps of `round`, with drafts, choices and acceptance left to the backend's [`Round`]. Between the plan and
-//! the accepted ids the host only launches; it does not know how far the drafts went.
+//! the accepted ids the host only launches; it does not know how far the drafts went. It is one round late: while it looks at what came
+//! of a round, the device is at work on the next.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use super::{
     generator::Generator,
-    round::{Observer, live, logits_hash},
+    policy::Round as Finished,
+    round::{Observer, live},
     sequence::{Sequence, Stop},
 };
 use crate::{
-    backend::{Backend, Round, RoundOutcome, RoundPlan, RoundSequence, Row},
+    backend::{Backend, IN_FLIGHT, Round, RoundOutcome, RoundPlan, RoundSequence, RoundShape, Row},
     error::{Error, Result},
 };
 
@@ -41,46 +43,117 @@ impl<B: Backend> Generator<'_, B> {
         )
     }
 
-    /// One round for every sequence that has not ended; [`Generator::plan`] has planned it.
+    /// Launches a round for every sequence that has not ended, and looks at the one before it; at its own, if the observer wants logits,
+    /// which the next round would overwrite.
     pub(super) fn round_on_device(
         &mut self,
         round: &mut B::Round,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let begun = Instant::now();
-        let mut bytes = 0;
-        self.plan_rows();
-        round.begin(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
-        self.draft_on_device(round, &mut bytes)?;
-        self.verify_on_device(round, &mut bytes)?;
-        round.finish(self.llama.backend())?;
-        let seconds = begun.elapsed().as_secs_f64();
-        for i in 0..self.plans.len() {
-            let plan = self.plans[i];
-            let sequence = live(&mut self.slots, plan.slot);
-            sequence.stats.decode_seconds += seconds;
-            sequence.stats.decode_bytes += bytes;
-            let outcome = round.outcome(i);
-            if let Some(position) = outcome.not_finite {
-                return Err(Error::NotFinite { position });
+        let late = !observer.wants_logits();
+        if !late && self.flights.count > 0 {
+            self.collect(round, observer)?;
+        }
+        self.plan()?;
+        let launched = !self.order.is_empty();
+        if launched {
+            self.launch(round)?;
+        }
+        let left = usize::from(late && launched);
+        while self.flights.count > left {
+            self.collect(round, observer)?;
+        }
+        // The seconds of a call that looks at nothing are of the round that it launched.
+        let (seconds, flights) = (begun.elapsed().as_secs_f64(), &self.flights);
+        for flight in flights.newest().iter().filter(|_| launched) {
+            if let Some(sequence) = self.slots[flight.plan.slot].as_mut().filter(|s| s.epoch == flight.epoch)
+            {
+                sequence.stats.decode_seconds += seconds;
             }
-            let before = sequence.tokens.len();
-            take_over(sequence, plan.slot, outcome, self.limits.context, observer);
-            let rows = sequence.tokens.len() - before;
-            for k in 0..rows {
-                // The host looks at logits where someone asks for them, and at the last ones of a sequence.
-                let last = k + 1 == rows && sequence.stop.is_some();
-                if observer.wants_logits() || last {
-                    let logits = round.logits(self.llama.backend(), plan.verify_row + k)?;
-                    sequence.logits_hash = logits_hash(logits);
-                    observer.logits(plan.slot, logits);
-                }
-            }
-            let (cached, length) = (sequence.cached, sequence.tokens.len() - 1);
-            self.cache.truncate(cached, length)?;
-            self.release(cached, length)?;
         }
         Ok(())
+    }
+
+    /// Plans are taken to the device and launched, and what comes of them is posted.
+    fn launch(&mut self, round: &mut B::Round) -> Result<()> {
+        self.plan_rows();
+        let bytes = self.planned_bytes();
+        round.plan(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
+        let mut shape = std::mem::take(&mut self.shape);
+        shape.clear();
+        shape.extend(self.plans.iter().map(|p| RoundShape { draft: p.draft, exit_layer: p.exit_layer }));
+        let launched = self.launch_shape(round, &shape);
+        self.shape = shape;
+        launched?;
+        round.post(self.llama.backend())?;
+        let flight = self.flights.push();
+        for plan in &self.plans {
+            let sequence = live(&mut self.slots, plan.slot);
+            sequence.stats.decode_bytes += bytes;
+            flight.push(Flight { plan: *plan, asked: sequence.round.asked, epoch: sequence.epoch });
+        }
+        Ok(())
+    }
+
+    fn launch_shape(&mut self, round: &mut B::Round, shape: &[RoundShape]) -> Result<()> {
+        let backend = self.llama.backend();
+        if round.replay(backend, shape)? {
+            return Ok(());
+        }
+        let recording = round.begin_recording(backend, shape)?;
+        let launched = round
+            .begin(backend)
+            .and_then(|()| self.draft_on_device(round))
+            .and_then(|()| self.verify_on_device(round));
+        if recording {
+            let ended = round.end_recording(backend, shape, launched.is_ok());
+            return launched.and(ended);
+        }
+        launched
+    }
+
+    /// Waits for the oldest round in flight, and tells the observer its tokens. What sequences that have ended, or are others than those
+    /// it was planned for, generated in it is dropped.
+    fn collect(&mut self, round: &mut B::Round, observer: &mut dyn Observer) -> Result<()> {
+        round.collect(self.llama.backend())?;
+        let flight = self.flights.pop();
+        let collected =
+            flight.iter().enumerate().try_for_each(|(i, flight)| self.take_over(round, i, flight, observer));
+        self.flights.put_back(flight);
+        collected
+    }
+
+    fn take_over(
+        &mut self,
+        round: &mut B::Round,
+        index: usize,
+        flight: &Flight,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let &Flight { plan, asked, epoch } = flight;
+        let going = |s: &&mut Sequence| s.epoch == epoch && s.stop.is_none();
+        let Some(sequence) = self.slots[plan.slot].as_mut().filter(going) else { return Ok(()) };
+        let outcome = round.outcome(index);
+        if let Some(position) = outcome.not_finite {
+            return Err(Error::NotFinite { position });
+        }
+        let before = sequence.tokens.len();
+        append_outcome(sequence, plan, asked, outcome, self.limits.context, observer);
+        let kept = sequence.tokens.len() - before;
+        if kept > 0 {
+            sequence.logits_hash = outcome.hashes[kept - 1];
+        }
+        if observer.wants_logits() {
+            for k in 0..kept {
+                observer.logits(plan.slot, round.logits(self.llama.backend(), plan.verify_row + k)?);
+            }
+        }
+        // A round that is still in flight needs its positions.
+        let (cached, length) = (sequence.cached, sequence.tokens.len() - 1);
+        let in_flight = if sequence.stop.is_none() { self.flights.rows(plan.slot, epoch) } else { 0 };
+        self.cache.truncate(cached, (length + in_flight).min(self.cache.len(cached)?))?;
+        self.release(cached, length)
     }
 
     /// Lays out the rows of the plans in `order`: the verification's in that order, the draft steps' as well.
@@ -104,7 +177,7 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Step 1, exit layer by exit layer.
-    fn draft_on_device(&mut self, round: &mut B::Round, bytes: &mut u64) -> Result<()> {
+    fn draft_on_device(&mut self, round: &mut B::Round) -> Result<()> {
         let mut next = self.plans.iter().position(|plan| plan.draft > 0).unwrap_or(self.plans.len());
         while next < self.plans.len() {
             let exit = self.plans[next].exit_layer;
@@ -123,8 +196,6 @@ impl<B: Backend> Generator<'_, B> {
                     &self.cache,
                     &mut self.work,
                 )?;
-                self.count_rows(group.clone(), step..step + 1);
-                *bytes += self.read_bytes(0..exit);
                 for plan in &self.plans[group.clone()] {
                     if step <= plan.draft {
                         self.llama.backend().copy_row(
@@ -141,7 +212,6 @@ impl<B: Backend> Generator<'_, B> {
                     self.llama.with_head(0, to - from, &mut self.work, |input, head| {
                         round.draft(backend, step, from, input, head)
                     })?;
-                    *bytes += self.llama.head_bytes() as u64;
                 }
             }
             next = end;
@@ -150,39 +220,66 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Steps 2 and 3: rows join at their exit layer.
-    fn verify_on_device(&mut self, round: &mut B::Round, bytes: &mut u64) -> Result<()> {
+    fn verify_on_device(&mut self, round: &mut B::Round) -> Result<()> {
         let layers = self.llama.config().layers;
         // The kept rows lie where the verification wants them.
         std::mem::swap(self.work.hidden_mut(), &mut self.exit_hidden);
-        let verified = self.verify_layers(round, layers, bytes);
+        let verified = self.verify_layers(round, layers);
         let rows = self.plans.last().map_or(0, |plan| plan.verify_row + plan.draft + 1);
         let backend = self.llama.backend();
         let accepted = verified.and_then(|()| {
             self.llama.with_head(0, rows, &mut self.work, |input, head| round.accept(backend, input, head))
         });
         std::mem::swap(self.work.hidden_mut(), &mut self.exit_hidden);
-        *bytes += self.llama.head_bytes() as u64;
         accepted
     }
 
-    fn verify_layers(&mut self, round: &mut B::Round, layers: usize, bytes: &mut u64) -> Result<()> {
-        let (mut from, mut joined) = (0, 0);
-        while from < layers {
-            while joined < self.plans.len() && self.plans[joined].exit_layer <= from {
-                joined += 1;
-            }
-            let to = self.plans.get(joined).map_or(layers, |plan| plan.exit_layer);
+    fn verify_layers(&mut self, round: &mut B::Round, layers: usize) -> Result<()> {
+        let mut next = 0;
+        while next < layers {
+            let (joined, range) = self.joined(next, layers);
+            next = range.end;
             if joined > 0 {
                 let last = self.plans[joined - 1];
                 let count = last.verify_row + last.draft + 1;
                 let rows = round.verify_rows(count)?;
-                self.llama.forward_rows(from..to, rows, count, &mut self.kv, &self.cache, &mut self.work)?;
-                self.count_rows(0..joined, 0..usize::MAX);
-                *bytes += self.read_bytes(from..to);
+                self.llama.forward_rows(range, rows, count, &mut self.kv, &self.cache, &mut self.work)?;
             }
-            from = to;
         }
         Ok(())
+    }
+
+    /// How many of the plans have joined the verification at layer `from`, and the layers up to where the next one does.
+    fn joined(&self, from: usize, layers: usize) -> (usize, Range<usize>) {
+        let joined = self.plans.iter().take_while(|plan| plan.exit_layer <= from).count();
+        (joined, from..self.plans.get(joined).map_or(layers, |plan| plan.exit_layer))
+    }
+
+    /// Bytes that the planned round reads at most: weights once a pass, and the keys and values that its rows see.
+    fn planned_bytes(&mut self) -> u64 {
+        let (layers, head) = (self.llama.config().layers, self.llama.head_bytes() as u64);
+        let mut bytes = head;
+        let mut next = self.plans.iter().position(|plan| plan.draft > 0).unwrap_or(self.plans.len());
+        while next < self.plans.len() {
+            let exit = self.plans[next].exit_layer;
+            let end = next + self.plans[next..].iter().take_while(|plan| plan.exit_layer == exit).count();
+            let steps = self.plans[next..end].iter().map(|plan| plan.draft).max().unwrap_or(0);
+            for step in 0..=steps {
+                self.count_rows(next..end, step..step + 1);
+                bytes += self.read_bytes(0..exit) + if step < steps { head } else { 0 };
+            }
+            next = end;
+        }
+        let mut next = 0;
+        while next < layers {
+            let (joined, range) = self.joined(next, layers);
+            next = range.end;
+            if joined > 0 {
+                self.count_rows(0..joined, 0..usize::MAX);
+                bytes += self.read_bytes(range);
+            }
+        }
+        bytes
     }
 
     /// Leaves rows `steps` of the plans in `rows`, for what their pass reads: as many as planned, which may be more than live.
@@ -198,9 +295,10 @@ impl<B: Backend> Generator<'_, B> {
 }
 
 /// Appends what the device accepted, up to where the sequence ends.
-fn take_over(
+fn append_outcome(
     sequence: &mut Sequence,
-    slot: usize,
+    plan: RoundPlan,
+    asked: usize,
     outcome: &RoundOutcome,
     context: usize,
     observer: &mut dyn Observer,
@@ -208,7 +306,8 @@ fn take_over(
     let before = sequence.tokens.len();
     for id in &outcome.ids {
         sequence.tokens.push(*id);
-        sequence.stop = if sequence.eos.contains(id) { Some(Stop::Eos) } else { observer.token(slot, *id) };
+        sequence.stop =
+            if sequence.eos.contains(id) { Some(Stop::Eos) } else { observer.token(plan.slot, *id) };
         if sequence.stop.is_none() && sequence.remaining(context) == 0 {
             sequence.stop = Some(sequence.limit_reached());
         }
@@ -217,6 +316,63 @@ fn take_over(
         }
     }
     let kept = sequence.tokens.len() - before;
-    let accepted = outcome.accepted.min(kept);
-    sequence.settle(kept, outcome.drafted, accepted, outcome.matched, outcome.mismatched);
+    let round = Finished {
+        exit_layer: plan.exit_layer,
+        asked,
+        drafted: outcome.drafted,
+        accepted: outcome.accepted.min(kept),
+        matched_confidence: outcome.matched,
+        mismatched_confidence: outcome.mismatched,
+    };
+    sequence.settle(kept, round);
+}
+
+/// A sequence's part in a round that is on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    plan: RoundPlan,
+    /// Draft length that the policy asked for.
+    asked: usize,
+    epoch: u64,
+}
+
+/// Rounds that were launched and whose outcomes the host has not looked at: the device is one ahead of it.
+pub(super) struct Flights {
+    /// The oldest first, `count` of them; the others are empty.
+    rounds: [Vec<Flight>; IN_FLIGHT],
+    count: usize,
+}
+
+impl Flights {
+    pub fn new(sequences: usize) -> Self {
+        Flights { rounds: std::array::from_fn(|_| Vec::with_capacity(sequences)), count: 0 }
+    }
+
+    /// Most rows that rounds in flight append to a sequence, 0 if it is in none.
+    pub fn rows(&self, slot: usize, epoch: u64) -> usize {
+        let flights = self.rounds[..self.count].iter().flatten();
+        flights.filter(|f| f.plan.slot == slot && f.epoch == epoch).map(|f| f.plan.draft + 1).sum()
+    }
+
+    fn newest(&self) -> &[Flight] {
+        self.count.checked_sub(1).map_or(&[], |newest| &self.rounds[newest])
+    }
+
+    /// Room for one more.
+    fn push(&mut self) -> &mut Vec<Flight> {
+        self.count += 1;
+        &mut self.rounds[self.count - 1]
+    }
+
+    /// Takes the oldest out; [`Flights::put_back`] wants its memory again.
+    fn pop(&mut self) -> Vec<Flight> {
+        self.count -= 1;
+        self.rounds.rotate_left(1);
+        std::mem::take(&mut self.rounds[IN_FLIGHT - 1])
+    }
+
+    fn put_back(&mut self, mut flight: Vec<Flight>) {
+        flight.clear();
+        self.rounds[IN_FLIGHT - 1] = flight;
+    }
 }

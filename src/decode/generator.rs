@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{
+    device::Flights,
     policy::MAX_DRAFT,
     sampling::Sampler,
     sequence::{Drafting, Request, Sequence, Stats, Stop},
 };
 use crate::{
-    backend::{Backend, RoundPlan, RoundSizes, Row},
+    backend::{Backend, Recordings, Round, RoundPlan, RoundShape, RoundSizes, Row},
     cache::{Cache, PageCopy},
     error::{Error, Result},
     model::{Llama, Work},
@@ -60,6 +61,11 @@ pub struct Generator<'m, B: Backend> {
     /// Rounds that stay on the device; None where the host drives them.
     pub(super) device: Option<B::Round>,
     pub(super) plans: Vec<RoundPlan>,
+    pub(super) shape: Vec<RoundShape>,
+    /// Rounds that were launched and not looked at yet.
+    pub(super) flights: Flights,
+    /// Sequences so far.
+    epochs: u64,
 }
 
 impl<'m, B: Backend> Generator<'m, B> {
@@ -86,8 +92,8 @@ impl<'m, B: Backend> Generator<'m, B> {
         let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, most).min(prompts);
         let rows_per_round = limits.max_draft.min(MAX_DRAFT) + 1;
         let held = match window {
-            // What is seen, what one pass adds, and a page at either end that is held in part.
-            Some(window) => (window.div_ceil(page) + prefill_rows.max(rows_per_round).div_ceil(page) + 2)
+            // What is seen, what one pass adds, or two rounds, and a page at either end that is held in part.
+            Some(window) => (window.div_ceil(page) + prefill_rows.max(2 * rows_per_round).div_ceil(page) + 2)
                 .min(per_sequence),
             None => per_sequence,
         };
@@ -114,6 +120,9 @@ impl<'m, B: Backend> Generator<'m, B> {
             prefill_rows,
             interrupt: None,
             plans: Vec::with_capacity(limits.sequences),
+            shape: Vec::with_capacity(limits.sequences),
+            flights: Flights::new(limits.sequences),
+            epochs: 0,
             llama,
             limits,
         })
@@ -122,6 +131,11 @@ impl<'m, B: Backend> Generator<'m, B> {
     /// Bytes of the KV cache that [`Generator::new`] would allocate.
     pub fn cache_bytes(&self) -> usize {
         self.cache.pages() * self.cache.page_size() * self.llama.kv_bytes()
+    }
+
+    /// What has been recorded of rounds on a device; None where the host drives them.
+    pub fn recordings(&self) -> Option<Recordings> {
+        self.device.as_ref().map(Round::recordings)
     }
 
     /// Once `flag` is set, every sequence ends with [`Stop::Interrupted`] before its next round.
@@ -184,8 +198,10 @@ impl<'m, B: Backend> Generator<'m, B> {
             return Err(Error::argument("slot", format!("{slot} holds no sequence")));
         };
         let cached = sequence.cached;
+        // The cache may have room for more than there is.
         let mut kept = common_prefix(&sequence.tokens, &request.prompt)
             .min(self.cache.len(cached)?)
+            .min(sequence.tokens.len() - 1)
             .min(request.prompt.len() - 1);
         if self.cache.truncate(cached, kept).is_err() || self.looks_back_at_released(cached, kept)? {
             kept = 0;
@@ -343,7 +359,7 @@ impl<'m, B: Backend> Generator<'m, B> {
     }
 
     /// A sequence with nothing generated. The leading `prefilled` tokens of its prompt are prompt rows.
-    fn sequence(&self, cached: usize, prefilled: usize, request: Request) -> Result<Sequence> {
+    fn sequence(&mut self, cached: usize, prefilled: usize, request: Request) -> Result<Sequence> {
         let vocab = self.llama.config().vocab;
         let context = self.limits.context;
         let Request { prompt, max_tokens, sampling, policy, eos } = request;
@@ -354,7 +370,9 @@ impl<'m, B: Backend> Generator<'m, B> {
         let length = prompt.len();
         let mut tokens = prompt;
         tokens.reserve_exact(max_tokens.min(context - length));
+        self.epochs += 1;
         Ok(Sequence {
+            epoch: self.epochs,
             cached,
             tokens,
             prompt: length,

@@ -18,6 +18,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{
     generator::Generator,
+    policy::Round as Finished,
     sampling::confidence,
     sequence::{Drafting, Sequence, Stop},
 };
@@ -58,6 +59,9 @@ impl<F: FnMut(usize, u32) -> Option<Stop>> Observer for F {
 impl<B: Backend> Generator<'_, B> {
     /// Runs one round for every sequence that has not ended, and tells `observer` each token. Allocates nothing.
     ///
+    /// On a device a round is told by the call after the one that began it, while the next one runs, unless the observer wants logits:
+    /// the first call tells nothing, and what a sequence generated beyond its end is dropped. Policies see a round that much later, too.
+    ///
     /// # Errors
     /// [`Error::NotFinite`] if a logit is NaN or infinite; [`Error::Capacity`] if the cache has no page left. A round that fails
     /// leaves its sequences between two tokens: what they have generated can be read, but they cannot go on.
@@ -69,15 +73,15 @@ impl<B: Backend> Generator<'_, B> {
             return Ok(());
         }
         let begun = Instant::now();
-        let mut bytes = 0;
-        self.plan()?;
-        if self.order.is_empty() {
-            return Ok(());
-        }
         if let Some(mut device) = self.device.take() {
             let done = self.round_on_device(&mut device, observer);
             self.device = Some(device);
             return done;
+        }
+        let mut bytes = 0;
+        self.plan()?;
+        if self.order.is_empty() {
+            return Ok(());
         }
         self.llama.backend().pass(|| {
             self.draft(&mut bytes)?;
@@ -94,16 +98,21 @@ impl<B: Backend> Generator<'_, B> {
         Ok(())
     }
 
-    /// Asks every policy for a plan, cuts it to the limits, and makes the round's positions writable. Leaves the
-    /// live slots in `order`, the lowest exit layer first.
-    fn plan(&mut self) -> Result<()> {
+    /// Asks every policy for a plan, cuts it to the limits, and makes the round's positions writable: also those that the round in
+    /// flight may come to. Leaves the live slots in `order`, the lowest exit layer first.
+    pub(super) fn plan(&mut self) -> Result<()> {
         self.order.clear();
         let context = self.limits.context;
         for slot in 0..self.slots.len() {
             let Some(sequence) = self.slots[slot].as_mut().filter(|s| s.stop.is_none()) else { continue };
+            // A round emits its drafts and one token more; that in flight emits one at least.
+            let in_flight = self.flights.rows(slot, sequence.epoch);
+            let remaining = sequence.remaining(context) - in_flight.min(1);
+            if remaining == 0 {
+                continue;
+            }
             let finished = sequence.finished.take();
-            // A round emits its drafts and one token more.
-            let room = sequence.remaining(context).saturating_sub(1).min(self.limits.max_draft);
+            let room = (remaining - 1).min(self.limits.max_draft);
             let round = &mut sequence.round;
             (round.exit_layer, round.asked, round.limit, round.threshold) = (0, 0, 0, 0.0);
             if let Some(policy) = &mut sequence.policy {
@@ -122,13 +131,17 @@ impl<B: Backend> Generator<'_, B> {
             round.closed = round.limit == 0;
             // A plain step has its one row, which joins at layer 0.
             round.rows = usize::from(round.limit == 0);
-            let (cached, positions) = (sequence.cached, round.limit + 1);
-            self.append(cached, positions)?;
+            let positions = sequence.tokens.len() - 1 + in_flight + round.limit + 1;
+            let cached = sequence.cached;
+            let more = positions.min(context).saturating_sub(self.cache.len(cached)?);
+            self.append(cached, more)?;
             self.order.push(slot);
         }
+        // Those of one draft length together: fewer orders are fewer shapes of rounds.
         let slots = &self.slots;
-        self.order
-            .sort_unstable_by_key(|slot| (slots[*slot].as_ref().map_or(0, |s| s.round.exit_layer), *slot));
+        self.order.sort_unstable_by_key(|slot| {
+            slots[*slot].as_ref().map_or((0, 0, *slot), |s| (s.round.exit_layer, s.round.limit, *slot))
+        });
         let mut base = 0;
         for slot in &self.order {
             let round = &mut live(&mut self.slots, *slot).round;
@@ -417,17 +430,27 @@ fn accept_drafts(
         }
     }
     sequence.logits_hash = logits_hash(&logits[last_row * vocab..][..vocab]);
-    let Drafting { drafts, confidence, .. } = &sequence.round;
-    let drafted = drafts.len();
-    let matched = confidence.iter().take(accepted).sum();
-    let mismatched = confidence.get(accepted).copied().unwrap_or(0.0);
-    sequence.settle(sequence.tokens.len() - before, drafted, accepted, matched, mismatched);
+    let Drafting { drafts, confidence, exit_layer, asked, .. } = &sequence.round;
+    let round = Finished {
+        exit_layer: *exit_layer,
+        asked: *asked,
+        drafted: drafts.len(),
+        accepted,
+        matched_confidence: confidence.iter().take(accepted).sum(),
+        mismatched_confidence: confidence.get(accepted).copied().unwrap_or(0.0),
+    };
+    sequence.settle(sequence.tokens.len() - before, round);
     Ok(())
 }
 
-/// FNV-1a over the bits of `logits`: any change in a result shows.
+/// Hash of the bits of `logits`: any change in a result shows. It is a sum over the ids, so that a device may add it up in any order
+/// (`cuda/kernels/sample.cu`); each share is id and bits through MurmurHash3's finaliser.
 pub fn logits_hash(logits: &[f32]) -> u64 {
-    logits
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, x| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3))
+    let share = |(id, x): (usize, &f32)| {
+        let x = (id as u64) << 32 | u64::from(x.to_bits());
+        let x = (x ^ x >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let x = (x ^ x >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        x ^ x >> 33
+    };
+    logits.iter().enumerate().map(share).fold(0, u64::wrapping_add)
 }

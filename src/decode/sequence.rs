@@ -108,6 +108,8 @@ fn per_second(tokens: usize, seconds: f64) -> f64 {
 
 /// A live sequence. Between rounds the cache holds the keys and values of all its tokens but the last.
 pub(super) struct Sequence {
+    /// Tells sequences apart that had the same slot one after the other.
+    pub epoch: u64,
     /// Slot in the cache.
     pub cached: usize,
     /// Prompt and generated ids.
@@ -168,30 +170,16 @@ impl Sequence {
         if generated == self.max_tokens { Stop::Length } else { Stop::Context }
     }
 
-    /// Takes down a finished round: tokens generated, drafts verified, drafts kept and what is known of their confidence.
-    pub fn settle(
-        &mut self,
-        generated: usize,
-        drafted: usize,
-        accepted: usize,
-        matched: f32,
-        mismatched: f32,
-    ) {
+    /// Takes down a finished round that generated so many tokens.
+    pub fn settle(&mut self, generated: usize, round: Round) {
         let stats = &mut self.stats;
         stats.generated += generated;
         stats.rounds += 1;
-        stats.drafted += drafted;
-        stats.accepted += accepted;
-        if drafted > 0 {
-            stats.histogram[accepted] += 1;
-            self.finished = Some(Round {
-                exit_layer: self.round.exit_layer,
-                asked: self.round.asked,
-                drafted,
-                accepted,
-                matched_confidence: matched,
-                mismatched_confidence: mismatched,
-            });
+        stats.drafted += round.drafted;
+        stats.accepted += round.accepted;
+        if round.drafted > 0 {
+            stats.histogram[round.accepted] += 1;
+            self.finished = Some(round);
         }
     }
 

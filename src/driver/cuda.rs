@@ -16,7 +16,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString, c_void},
-    ptr,
+    ptr::{self, NonNull},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -31,7 +31,7 @@ use cudarc::driver::{
     },
 };
 
-use super::{Driver, Family, Handle, Launch, Properties};
+use super::{Driver, Family, Handle, Launch, Properties, Recorded};
 use crate::{
     error::{Error, Result},
     kernels::{CUDA_VERSION, FAMILIES},
@@ -340,6 +340,10 @@ impl Driver for Cuda {
         })
     }
 
+    fn free_memory(&self) -> Result<u64> {
+        self.call("asking for free memory", result::mem_get_info).map(|(free, _)| free as u64)
+    }
+
     fn free(&self, address: u64) {
         // Held throughout, so that no capture begins while the context is waited for.
         let mut captures = lock(self.captures);
@@ -373,6 +377,36 @@ impl Driver for Cuda {
             unsafe {
                 result::memcpy_dtoh_async(data, from, stream)?;
                 result::stream::synchronize(stream)
+            }
+        })
+    }
+
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>> {
+        let pinned = self.bound(|| {
+            // SAFETY: freed in `unpin`; as many bytes are written as there are.
+            unsafe {
+                let memory = result::malloc_host(bytes, 0)?.cast::<u8>();
+                ptr::write_bytes(memory, 0, bytes);
+                Ok(memory)
+            }
+        });
+        let what = format!("allocating {bytes} bytes of page-locked memory");
+        let memory = pinned.map_err(|e| self.failed(&what, e))?;
+        NonNull::new(memory).ok_or_else(|| Error::device(&self.name, format!("{what}: there is none")))
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>, _bytes: usize) {
+        // SAFETY: the caller's promise.
+        let _ = self.bound(|| unsafe { result::free_host(memory.as_ptr().cast()) });
+    }
+
+    unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()> {
+        self.refuse_in_capture(stream, "a download")?;
+        self.call("a download", || {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let to = std::slice::from_raw_parts_mut(to.as_ptr(), bytes);
+                result::memcpy_dtoh_async(to, from, stream.0 as CUstream)
             }
         })
     }
@@ -514,7 +548,7 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    fn end_capture(&self, stream: Handle) -> Result<Handle> {
+    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
         let mut captures = lock(self.captures);
         let graph = self.with("ending a capture", stream, result::stream::end_capture);
         // Also after an error: it ends the capture, unless there was none.
@@ -525,12 +559,17 @@ impl Driver for Cuda {
             let e = DriverError(Code::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
             return Err(self.failed("ending a capture", e));
         }
-        let executable = self.call("making a graph", || {
-            // SAFETY: the graph is whole and nobody else's; what is made of it does without it.
+        let free = || result::mem_get_info().map_or(0, |(free, _)| free as u64);
+        let (executable, nodes, bytes) = self.call("making a graph", || {
+            // SAFETY: the graph is whole and nobody else's; what is made of it does without it. Without room for them, nodes are only
+            // counted.
             unsafe {
+                let (before, mut nodes) = (free(), 0);
+                let counted = sys::cuGraphGetNodes(graph, ptr::null_mut(), &mut nodes).result();
                 let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
                 result::graph::destroy(graph)?;
-                executable
+                counted?;
+                Ok((executable?, nodes, before.saturating_sub(free())))
             }
         })?;
         let handle = Handle(executable as u64);
@@ -540,7 +579,7 @@ impl Driver for Cuda {
             unsafe { result::graph::upload(executable, stream.0 as CUstream) }
         });
         uploaded.inspect_err(|_| self.drop_graph(handle))?;
-        Ok(handle)
+        Ok(Recorded { graph: handle, nodes, bytes })
     }
 
     fn drop_graph(&self, graph: Handle) {

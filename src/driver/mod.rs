@@ -5,14 +5,14 @@
 //! code. [`open`] finds one by the name that `--device` takes.
 //!
 //! What a driver hands out is wrapped here into types that give it back when they are dropped: [`Buffer`], [`Stream`], [`Event`],
-//! [`Graph`]. Work on one stream happens in order; nothing but [`Stream::synchronize`], [`Stream::download`], [`Event::synchronize`] and
-//! the dropping of a [`Buffer`] makes the host wait.
+//! [`Graph`], [`Download`]. Work on one stream happens in order; nothing but [`Stream::synchronize`], [`Stream::download`],
+//! [`Event::synchronize`], [`Download::wait`] and the dropping of a [`Buffer`] or of a [`Download`] makes the host wait.
 
 mod cuda;
 mod occupancy;
 mod simulator;
 
-use std::{fmt, marker::PhantomData, ops::Range, sync::Arc};
+use std::{fmt, marker::PhantomData, ops::Range, ptr::NonNull, sync::Arc};
 
 pub use cuda::Cuda;
 pub use simulator::{LaunchReport, Launched, Policy, Simulator};
@@ -110,6 +110,17 @@ impl<'p> Launch<'p> {
     }
 }
 
+/// A graph that has been recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded {
+    /// The graph.
+    pub graph: Handle,
+    /// Its launches, copies and fills.
+    pub nodes: usize,
+    /// Device memory that it took, as far as the device tells.
+    pub bytes: u64,
+}
+
 /// What a device must offer.
 ///
 /// Handles and addresses that a caller passes must come from the same driver and still exist; the wrappers in this module see to it. Every
@@ -136,6 +147,8 @@ pub trait Driver: Send + Sync {
 
     /// Allocates device memory, aligned to 256 bytes. What it holds is undefined until it is written.
     fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// Device memory that is not allocated by anybody, in bytes.
+    fn free_memory(&self) -> Result<u64>;
     /// Gives an allocation back once all work that was enqueued before is done.
     fn free(&self, address: u64);
 
@@ -144,6 +157,19 @@ pub trait Driver: Send + Sync {
     fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()>;
     /// Copies to the host when the stream has come to it; waits for that.
     fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()>;
+    /// Page-locked host memory, aligned to 8 bytes, all zeros.
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>>;
+    /// Gives page-locked memory back.
+    ///
+    /// # Safety
+    /// It must be of [`Driver::pin`] with the same size, and no copy to it on its way.
+    unsafe fn unpin(&self, memory: NonNull<u8>, bytes: usize);
+    /// Copies to page-locked memory when the stream has come to it, and does not wait for that. Refused during a capture, as
+    /// [`Driver::upload`].
+    ///
+    /// # Safety
+    /// `to` must be of [`Driver::pin`], as large, and nobody may touch it until the stream has done the copy.
+    unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()>;
     /// Copies within the device, between ranges that do not overlap.
     fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets every byte of a range.
@@ -178,7 +204,7 @@ pub trait Driver: Send + Sync {
     /// From here on, what is enqueued on a stream is recorded and not run.
     fn begin_capture(&self, stream: Handle) -> Result<()>;
     /// Ends the recording and makes it a graph that can be run.
-    fn end_capture(&self, stream: Handle) -> Result<Handle>;
+    fn end_capture(&self, stream: Handle) -> Result<Recorded>;
     /// Gives a graph back.
     fn drop_graph(&self, graph: Handle);
     /// Runs a graph.
@@ -478,9 +504,25 @@ impl Stream {
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.driver.begin_capture(self.handle)?;
         let done = work();
-        let graph = self.driver.end_capture(self.handle);
-        let graph = graph.map(|handle| Graph { driver: self.driver.clone(), handle });
+        let graph = self.end_capture();
         done.and(graph)
+    }
+
+    /// From here on, what is enqueued on this stream is recorded and not run, until [`Stream::end_capture`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn begin_capture(&self) -> Result<()> {
+        self.driver.begin_capture(self.handle)
+    }
+
+    /// What was recorded since [`Stream::begin_capture`].
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for what could not be recorded. The recording has ended then, too.
+    pub fn end_capture(&self) -> Result<Graph> {
+        let recorded = self.driver.end_capture(self.handle)?;
+        Ok(Graph { driver: self.driver.clone(), recorded })
     }
 
     /// Runs a graph.
@@ -492,7 +534,7 @@ impl Stream {
     /// [`Error::Device`].
     pub unsafe fn launch_graph(&self, graph: &Graph) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch_graph(self.handle, graph.handle) }
+        unsafe { self.driver.launch_graph(self.handle, graph.recorded.graph) }
     }
 }
 
@@ -551,12 +593,91 @@ impl Drop for Event {
 /// Recorded work that runs at one call.
 pub struct Graph {
     driver: Arc<dyn Driver>,
-    handle: Handle,
+    recorded: Recorded,
+}
+
+impl Graph {
+    /// Its launches, copies and fills.
+    pub fn nodes(&self) -> usize {
+        self.recorded.nodes
+    }
+
+    /// Device memory that it took in bytes, as far as the device tells.
+    pub fn bytes(&self) -> u64 {
+        self.recorded.bytes
+    }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        self.driver.drop_graph(self.handle);
+        self.driver.drop_graph(self.recorded.graph);
+    }
+}
+
+/// Copies to the host that nobody waits for until they are looked at: page-locked memory for one at a time.
+pub struct Download {
+    driver: Arc<dyn Driver>,
+    memory: NonNull<u8>,
+    bytes: usize,
+    copied: Event,
+    /// Whether `copied` is still to come.
+    under_way: bool,
+}
+
+// SAFETY: the memory is this value's own, and the driver may be called from any thread.
+unsafe impl Send for Download {}
+
+impl Download {
+    /// Room for `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`], [`Error::Capacity`].
+    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        let copied = Event::new(driver)?;
+        let memory = driver.pin(bytes.max(1))?;
+        Ok(Download { driver: driver.clone(), memory, bytes: bytes.max(1), copied, under_way: false })
+    }
+
+    /// Copies `from`, which must be as large as the room, once `stream` has come to it. What was copied before is lost.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
+    pub fn start(&mut self, stream: &Stream, from: View) -> Result<()> {
+        same_size(self.bytes, from.bytes)?;
+        self.wait_for_copy()?;
+        // SAFETY: pinned in `new`; `wait` gives nobody access until the event has come.
+        unsafe { self.driver.download_later(stream.handle, from.address, self.memory, self.bytes)? };
+        self.under_way = true;
+        self.copied.record(stream)
+    }
+
+    /// What was copied last, once it is there; zeros before the first copy.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for what went wrong in the stream before.
+    pub fn wait<T: bytemuck::AnyBitPattern>(&mut self) -> Result<&[T]> {
+        self.wait_for_copy()?;
+        // SAFETY: pinned in `new`, with so many bytes, which began as zeros; no copy is on its way, and none begins while the slice is
+        // borrowed.
+        let bytes = unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) };
+        Ok(bytemuck::cast_slice(bytes))
+    }
+
+    fn wait_for_copy(&mut self) -> Result<()> {
+        if self.under_way {
+            self.copied.synchronize()?;
+            self.under_way = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Of a context that is lost nothing more is copied.
+        let _ = self.wait_for_copy();
+        // SAFETY: of `new`, with the same size, and nothing is on its way.
+        unsafe { self.driver.unpin(self.memory, self.bytes) };
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ptr::NonNull,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +12,7 @@ use std::{
 
 use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Loaded, Module, Schedule};
 
-use super::{Driver, Family, Handle, Launch, Properties};
+use super::{Driver, Family, Handle, Launch, Properties, Recorded};
 use crate::{
     error::{Error, Result},
     kernels::FAMILIES,
@@ -286,6 +287,10 @@ impl Driver for Simulator {
         })
     }
 
+    fn free_memory(&self) -> Result<u64> {
+        Ok(self.policy.memory_bytes.saturating_sub(self.state().device.allocated()))
+    }
+
     fn free(&self, address: u64) {
         // Launches have ended when they return, so nothing uses it.
         let _ = self.state().device.free(address);
@@ -306,6 +311,22 @@ impl Driver for Simulator {
         }
         data.copy_from_slice(&state.device.read(from, data.len()).map_err(refused)?);
         Ok(())
+    }
+
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>> {
+        let memory = Box::leak(vec![0u64; bytes.div_ceil(8)].into_boxed_slice());
+        Ok(NonNull::from(memory).cast())
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>, bytes: usize) {
+        let memory = std::ptr::slice_from_raw_parts_mut(memory.cast::<u64>().as_ptr(), bytes.div_ceil(8));
+        // SAFETY: leaked by `pin` with as many numbers, says the caller.
+        drop(unsafe { Box::from_raw(memory) });
+    }
+
+    unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise; all that the stream was given has been done.
+        self.download(stream, from, unsafe { std::slice::from_raw_parts_mut(to.as_ptr(), bytes) })
     }
 
     fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
@@ -393,15 +414,15 @@ impl Driver for Simulator {
         Ok(())
     }
 
-    fn end_capture(&self, stream: Handle) -> Result<Handle> {
+    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
         let mut state = self.state();
         let recorded = state
             .captures
             .remove(&stream)
             .ok_or_else(|| Error::device("sim", "the stream is not being captured"))?;
-        let handle = state.handle();
-        state.graphs.insert(handle, recorded);
-        Ok(handle)
+        let (graph, nodes) = (state.handle(), recorded.len());
+        state.graphs.insert(graph, recorded);
+        Ok(Recorded { graph, nodes, bytes: 0 })
     }
 
     fn drop_graph(&self, graph: Handle) {

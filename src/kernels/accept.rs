@@ -34,6 +34,10 @@ pub struct BeginArgs<'b> {
     pub states: ViewMut<'b>,
     /// Where the rows of the round go; those that no plan names become dead.
     pub round: RoundRows<'b>,
+    /// i32 `[draft_rows]`: the keys of each row's sequence, those of the round's rows included; 0 where no plan has the row.
+    pub draft_lengths: Option<ViewMut<'b>>,
+    /// i32 `[slots]`: the same by the plans' `verify_group`.
+    pub verify_lengths: Option<ViewMut<'b>>,
 }
 
 /// The logits that drafts were drawn from, and those of the verification.
@@ -94,7 +98,7 @@ impl Accept {
     pub fn begin(&self, stream: &Stream, args: &BeginArgs) -> Result<()> {
         let (steps, draft_rows, verify_rows, draft, verify) = args.round.check()?;
         let slots = Check::of("slots").count(args.slots, 0..=MAX_ROWS)?;
-        let p = WlRoundBegin {
+        let mut p = WlRoundBegin {
             version: WL_VERSION,
             slots,
             steps,
@@ -106,6 +110,12 @@ impl Accept {
             verify,
             ..WlRoundBegin::default()
         };
+        if let Some(lengths) = &args.draft_lengths {
+            p.draft_lengths = Check::of("draft_lengths").view_mut(lengths, draft_rows as usize, 4)?;
+        }
+        if let Some(lengths) = &args.verify_lengths {
+            p.verify_lengths = Check::of("verify_lengths").view_mut(lengths, args.slots, 4)?;
+        }
         let launch = Launch {
             grid: [1, 1, 1],
             block: [WL_ROUND_BEGIN_THREADS, 1, 1],

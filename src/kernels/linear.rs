@@ -38,6 +38,9 @@ pub struct LinearArgs<'b> {
     /// f32 `[rows]`: x and the weights are e4m3 with a scale for each row, as
     /// [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes them. Sums are multiplied by the product of the two scales.
     pub x_scales: Option<View<'b>>,
+    /// i32 `[rows]`, negative for a row that is dead: where all are, nothing is computed and nothing written. Dead rows beside others are
+    /// computed with them.
+    pub positions: Option<View<'b>>,
     /// RMSNorm of x before the product; not with `x_scales`.
     pub norm: Option<LinearNorm<'b>>,
     /// Up to three matrices, whose outputs lie side by side.
@@ -229,6 +232,9 @@ impl Linear {
                 norm.stats.bytes(),
                 rows * inputs.div_ceil(64),
             )?;
+        }
+        if let Some(positions) = args.positions {
+            p.positions = Check::of("positions").view(positions, rows, 4)?;
         }
         let width = self.check_projections(&args, &mut p)?;
         let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { dtype.size() };

@@ -171,7 +171,8 @@ pub struct WlPlan {
     pub exit_layer: i32,
     /// a draft less probable than this ends the draft; 0 never does
     pub threshold: f32,
-    pub reserved: i32,
+    /// its entry in WlRoundBegin.verify_lengths
+    pub verify_group: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -182,7 +183,7 @@ const _: () = {
     ["Offset of field: WlPlan::asked"][::std::mem::offset_of!(WlPlan, asked) - 8usize];
     ["Offset of field: WlPlan::exit_layer"][::std::mem::offset_of!(WlPlan, exit_layer) - 12usize];
     ["Offset of field: WlPlan::threshold"][::std::mem::offset_of!(WlPlan, threshold) - 16usize];
-    ["Offset of field: WlPlan::reserved"][::std::mem::offset_of!(WlPlan, reserved) - 20usize];
+    ["Offset of field: WlPlan::verify_group"][::std::mem::offset_of!(WlPlan, verify_group) - 20usize];
 };
 /// A sequence, by slot. The host writes all of it when the sequence starts.
 #[repr(C)]
@@ -343,7 +344,8 @@ const _: () = {
     ["Offset of field: WlRound::ids"][::std::mem::offset_of!(WlRound, ids) - 44usize];
 };
 /** Starts the round of every sequence that has a plan and has not ended; all other rows of `draft` and `verify` become
-dead. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row in common.*/
+dead, and lengths 0. A plan whose rows lie outside of them leaves its sequence out. No two plans may have a row, or a
+group, in common.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlRoundBegin {
@@ -362,10 +364,14 @@ pub struct WlRoundBegin {
     pub draft: WlRows,
     /// \[verify_rows\]
     pub verify: WlRows,
+    /// i32 \[draft_rows\], or 0: keys of the row's sequence, with those of the round's rows
+    pub draft_lengths: u64,
+    /// i32 \[slots\], or 0: the same, by the plan's verify_group
+    pub verify_lengths: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlRoundBegin"][::std::mem::size_of::<WlRoundBegin>() - 88usize];
+    ["Size of WlRoundBegin"][::std::mem::size_of::<WlRoundBegin>() - 104usize];
     ["Alignment of WlRoundBegin"][::std::mem::align_of::<WlRoundBegin>() - 8usize];
     ["Offset of field: WlRoundBegin::version"][::std::mem::offset_of!(WlRoundBegin, version) - 0usize];
     ["Offset of field: WlRoundBegin::slots"][::std::mem::offset_of!(WlRoundBegin, slots) - 4usize];
@@ -378,6 +384,10 @@ const _: () = {
     ["Offset of field: WlRoundBegin::states"][::std::mem::offset_of!(WlRoundBegin, states) - 32usize];
     ["Offset of field: WlRoundBegin::draft"][::std::mem::offset_of!(WlRoundBegin, draft) - 40usize];
     ["Offset of field: WlRoundBegin::verify"][::std::mem::offset_of!(WlRoundBegin, verify) - 64usize];
+    ["Offset of field: WlRoundBegin::draft_lengths"]
+        [::std::mem::offset_of!(WlRoundBegin, draft_lengths) - 88usize];
+    ["Offset of field: WlRoundBegin::verify_lengths"]
+        [::std::mem::offset_of!(WlRoundBegin, verify_lengths) - 96usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
@@ -905,6 +915,8 @@ pub struct WlLinear {
     pub x: u64,
     /// f32 \[rows\] with E = e4m3; 0
     pub x_scales: u64,
+    /// i32 \[rows\], or 0: with all of them under 0, dead, the launch ends at once and writes nothing
+    pub positions: u64,
     /// T \[inputs\]: x is normalised first, with this weight; or 0, as with E = e4m3
     pub norm: u64,
     /// f32 \[rows, ceil(inputs / 64)\]: sums of squares of x (row_statistics.cuh); 0 without norm
@@ -923,7 +935,7 @@ pub struct WlLinear {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 232usize];
+    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 240usize];
     ["Alignment of WlLinear"][::std::mem::align_of::<WlLinear>() - 8usize];
     ["Offset of field: WlLinear::version"][::std::mem::offset_of!(WlLinear, version) - 0usize];
     ["Offset of field: WlLinear::type_"][::std::mem::offset_of!(WlLinear, type_) - 4usize];
@@ -937,14 +949,15 @@ const _: () = {
     ["Offset of field: WlLinear::eps"][::std::mem::offset_of!(WlLinear, eps) - 36usize];
     ["Offset of field: WlLinear::x"][::std::mem::offset_of!(WlLinear, x) - 40usize];
     ["Offset of field: WlLinear::x_scales"][::std::mem::offset_of!(WlLinear, x_scales) - 48usize];
-    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 56usize];
-    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 64usize];
-    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 72usize];
-    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 80usize];
-    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 88usize];
-    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 96usize];
-    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 104usize];
-    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 112usize];
+    ["Offset of field: WlLinear::positions"][::std::mem::offset_of!(WlLinear, positions) - 56usize];
+    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 64usize];
+    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 72usize];
+    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 80usize];
+    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 88usize];
+    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 96usize];
+    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 104usize];
+    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 112usize];
+    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 120usize];
 };
 /** y = x W^T + bias in f32; the epilogues are those of wl_linear.h. Of e4m3, y = x_scales\[r\] * scales\[n\] * (x W^T) +
 bias, multiplied from left to right. The codes 0x7f and 0xff, NaN, are not made by quantize_fp8_rows, and
@@ -1208,14 +1221,16 @@ pub struct WlSample {
     /// f32 \[rows, vocab\]: the distributions in full, or 0
     pub probabilities: u64,
     pub probabilities_stride: i64,
-    /// u64 \[rows, ceil(vocab / WL_SAMPLE_PART)\], scratch
+    /// u64 \[rows\], or 0: of all bits of each row's logits, see logit_hash in sample.cu
+    pub hashes: u64,
+    /// u64 \[rows, ceil(vocab / WL_SAMPLE_PART), 2\], scratch
     pub partial: u64,
     /// u32 \[rows\], zeros before the first launch; launches leave zeros
     pub tickets: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlSample"][::std::mem::size_of::<WlSample>() - 176usize];
+    ["Size of WlSample"][::std::mem::size_of::<WlSample>() - 184usize];
     ["Alignment of WlSample"][::std::mem::align_of::<WlSample>() - 8usize];
     ["Offset of field: WlSample::version"][::std::mem::offset_of!(WlSample, version) - 0usize];
     ["Offset of field: WlSample::mode"][::std::mem::offset_of!(WlSample, mode) - 4usize];
@@ -1238,8 +1253,9 @@ const _: () = {
     ["Offset of field: WlSample::probabilities"][::std::mem::offset_of!(WlSample, probabilities) - 144usize];
     ["Offset of field: WlSample::probabilities_stride"]
         [::std::mem::offset_of!(WlSample, probabilities_stride) - 152usize];
-    ["Offset of field: WlSample::partial"][::std::mem::offset_of!(WlSample, partial) - 160usize];
-    ["Offset of field: WlSample::tickets"][::std::mem::offset_of!(WlSample, tickets) - 168usize];
+    ["Offset of field: WlSample::hashes"][::std::mem::offset_of!(WlSample, hashes) - 160usize];
+    ["Offset of field: WlSample::partial"][::std::mem::offset_of!(WlSample, partial) - 168usize];
+    ["Offset of field: WlSample::tickets"][::std::mem::offset_of!(WlSample, tickets) - 176usize];
 };
 /** Any row may begin anywhere; rows of a multiple of 8 elements that all begin at multiples of 16 bytes are the fast
 ones (of e4m3, 8 bytes). `out` may be `gate` or `up`, with equal strides; an out of e4m3 overlaps neither. It and its

@@ -115,6 +115,9 @@ pub struct SampleArgs<'b> {
     pub choices: ViewMut<'b>,
     /// f32 `[rows, vocab]`: the distributions in full, for those who ask.
     pub probabilities: Option<RowsMut<'b>>,
+    /// u64, one for each row of the verification: the hash of its logits ([`logits_hash`](crate::decode::logits_hash)). Those of dead rows
+    /// stay as they are.
+    pub hashes: Option<ViewMut<'b>>,
     /// [`Sample::scratch_bytes`] bytes: zeros before the first launch, then any launches that do not run at the same time.
     pub scratch: ViewMut<'b>,
 }
@@ -131,7 +134,7 @@ impl Sample {
     /// Bytes of scratch that a launch needs.
     pub fn scratch_bytes(rows: usize, vocab: usize) -> usize {
         let parts = vocab.div_ceil(WL_SAMPLE_PART as usize);
-        TICKETS_BYTES.saturating_add(rows.saturating_mul(parts).saturating_mul(8))
+        TICKETS_BYTES.saturating_add(rows.saturating_mul(parts).saturating_mul(16))
     }
 
     /// Enqueues the kernel.
@@ -190,6 +193,14 @@ impl Sample {
         if let Some(full) = &args.probabilities {
             (p.probabilities, p.probabilities_stride) =
                 Check::of("probabilities").rows_mut(full, rows, vocab, 4)?;
+        }
+        if let Some(hashes) = &args.hashes {
+            if pass != SamplePass::Verify {
+                return Check::of("hashes")
+                    .refuse("are of rows of the verification, and this is a draft".into());
+            }
+            let all = Check::of("hashes").view_mut(hashes, verify_rows as usize, size_of::<u64>())?;
+            p.hashes = all + (args.rows.start * size_of::<u64>()) as u64;
         }
         let scratch = Sample::scratch_bytes(rows, vocab);
         p.tickets = Check::of("scratch").view_mut(&args.scratch, scratch, 1)?;

@@ -350,7 +350,8 @@ impl<B: Backend> Llama<B> {
     ) -> (Input<'a, B>, &'a B::Weight) {
         let Activations { hidden, normed, .. } = activations;
         let norm = Norm { weight: &self.norm, eps: self.config.rms_norm_eps, scratch: normed };
-        (Input { x: hidden, from, rows, norm: Some(norm) }, self.head.as_ref().unwrap_or(&self.embedding))
+        let input = Input { x: hidden, from, rows, norm: Some(norm), live: None };
+        (input, self.head.as_ref().unwrap_or(&self.embedding))
     }
 
     /// The logits of rows `from..from + rows` of the residual stream: final norm and head.
@@ -445,7 +446,7 @@ impl<B: Backend> Pass<'_, B> {
         let parts = [q.at(0), k.at(heads * padded), v.at((heads + kv_heads) * padded)];
         let wanted = if outputs == Outputs::Hidden { &parts[..] } else { &parts[1..] };
         let norm = Norm { weight: &layer.input_norm, eps: self.llama.config.rms_norm_eps, scratch: normed };
-        let input = Input { x: hidden, from: 0, rows: self.count, norm: Some(norm) };
+        let input = Input { x: hidden, from: 0, rows: self.count, norm: Some(norm), live: Some(self.rows) };
         b.linear(input, wanted, qkv, self.llama.heads.qkv(), Epilogue::Store, self.class)?;
         b.rope_append(qkv, self.rows, self.kv, index, self.cache)
     }
@@ -455,12 +456,13 @@ impl<B: Backend> Pass<'_, B> {
         let (b, rows, layer) = (&self.llama.backend, self.count, &self.llama.layers[index]);
         let Activations { hidden, normed, qkv, attended, gated, quantised } = &mut *self.activations;
         let Config { hidden: width, intermediate, rms_norm_eps: eps, .. } = self.llama.config;
-        let plain = |x| Input { x, from: 0, rows, norm: None };
+        let live = Some(self.rows);
+        let plain = |x| Input { x, from: 0, rows, norm: None, live };
         let mask = &self.llama.config.masks[index];
         b.attention(qkv, self.rows, mask, self.kv, index, self.cache, attended)?;
         b.linear(plain(attended), &[layer.output.at(0)], hidden, width, Epilogue::Add, self.class)?;
         let norm = Norm { weight: &layer.post_norm, eps, scratch: normed };
-        let input = Input { x: hidden, from: 0, rows, norm: Some(norm) };
+        let input = Input { x: hidden, from: 0, rows, norm: Some(norm), live };
         let gate_up = [layer.gate_up[0].at(0), layer.gate_up[1].at(0)];
         match (layer.gate_up[0].fp8_bound, &mut *quantised) {
             (Some(bound), Some(q)) => {

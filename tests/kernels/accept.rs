@@ -47,6 +47,8 @@ struct Round {
     seen: Vec<u32>,
     draft: Table,
     verify: Table,
+    /// Keys by draft row, and by the plans' groups.
+    lengths: [Vec<i32>; 2],
     draft_choices: Vec<WlChoice>,
     verify_choices: Vec<WlChoice>,
     /// `[steps, draft_rows, vocab]`; NaN where nobody may read.
@@ -77,6 +79,7 @@ impl Round {
             seen: vec![0; slots * vocab.div_ceil(32)],
             draft: Table::dead(steps * draft_rows),
             verify: Table::dead(verify_rows),
+            lengths: [vec![], vec![]],
             draft_choices: vec![WlChoice::default(); slots * MAX_DRAFT],
             verify_choices: vec![WlChoice::default(); verify_rows],
             draft_logits: vec![f32::NAN; steps * draft_rows * vocab],
@@ -95,7 +98,7 @@ impl Round {
                 asked: asked as i32,
                 exit_layer: 3,
                 threshold,
-                reserved: 0,
+                verify_group: slot as i32,
             };
             verify_row += asked as i32 + 1;
         }
@@ -113,12 +116,14 @@ impl Round {
     fn begin(&mut self) {
         self.draft = Table::dead(self.steps * self.draft_rows);
         self.verify = Table::dead(self.verify_rows);
+        self.lengths = [vec![0; self.draft_rows], vec![0; self.states.len()]];
         for (slot, (plan, state)) in self.plans.iter().zip(&mut self.states).enumerate() {
             state.verify_row = -1;
             let asked = plan.asked.clamp(0, MAX_DRAFT.min(self.steps - 1) as i32);
             let outside = plan.verify_row < 0
                 || plan.verify_row.saturating_add(asked + 1) > self.verify_rows as i32
-                || asked > 0 && !(0..self.draft_rows as i32).contains(&plan.draft_row);
+                || asked > 0 && !(0..self.draft_rows as i32).contains(&plan.draft_row)
+                || plan.verify_group as usize >= self.plans.len();
             if outside || state.stop != WL_RUNNING || state.remaining < 1 {
                 continue;
             }
@@ -132,9 +137,12 @@ impl Round {
             state.rows = 1;
             state.closed = u32::from(state.limit == 0);
             let row = [state.token, state.length, slot as i32];
+            let keys = state.length + state.limit + 1;
             if asked > 0 {
                 self.draft.0[plan.draft_row as usize] = row;
+                self.lengths[0][plan.draft_row as usize] = keys;
             }
+            self.lengths[1][plan.verify_group as usize] = keys;
             self.verify.0[plan.verify_row as usize] = row;
         }
     }
@@ -294,6 +302,8 @@ impl Round {
     fn run(&self, rig: &Rig, after: &Round, name: &str) {
         let device = Device::new(rig, self, after);
         let mut device = device.begun();
+        let got = device.lengths.each_ref().map(|lengths| read::<i32>(rig, lengths));
+        assert_eq!(got, after.lengths, "{name}: keys by draft row, and by group");
         let got_verify = device.verify_rows();
         for slot in 0..self.states.len() {
             let (plan, state) = (&self.plans[slot], &after.states[slot]);
@@ -316,6 +326,7 @@ struct Device<'r> {
     rig: &'r Rig,
     sizes: Round,
     tables: [Buffer; 6],
+    lengths: [Buffer; 2],
     plans: Buffer,
     states: Buffer,
     rounds: Buffer,
@@ -345,6 +356,7 @@ impl<'r> Device<'r> {
                 column(&verify, 1),
                 column(&verify, 2),
             ],
+            lengths: [before.draft_rows, before.states.len()].map(|count| rig.poisoned(count, Dtype::F32)),
             plans: rig.upload(&before.plans),
             states: rig.upload(&before.states),
             rounds: rig.upload(&before.rounds),
@@ -371,6 +383,8 @@ impl<'r> Device<'r> {
                 verify_rows,
                 verify: table(d, e, f),
             },
+            draft_lengths: Some(self.lengths[0].view_to_share()),
+            verify_lengths: Some(self.lengths[1].view_to_share()),
         };
         self.rig.reports(|| self.rig.kernels.accept.begin(&self.rig.stream, &args));
         self
@@ -401,6 +415,7 @@ impl<'r> Device<'r> {
             seen: Some(Rows { view: self.seen.view(), stride: vocab.div_ceil(32) }),
             choices: choices.view_mut(),
             probabilities: None,
+            hashes: None,
             scratch: self.scratch.view_mut(),
         };
         self.rig.reports(|| self.rig.kernels.sample.launch(&self.rig.stream, &args));
@@ -538,6 +553,7 @@ fn random_round(random: &mut Random, vocab: usize, slots: usize) -> Round {
 
 fn random_plans(random: &mut Random, round: &mut Round) {
     let mut free: Vec<i32> = (0..round.draft_rows as i32).collect();
+    let mut groups: Vec<i32> = (0..round.plans.len() as i32).collect();
     let mut verify_row = 0;
     for plan in &mut round.plans {
         let asked = random.range(0, round.steps - 1) as i32;
@@ -549,7 +565,7 @@ fn random_plans(random: &mut Random, round: &mut Round) {
             asked,
             exit_layer: random.range(1, 30) as i32,
             threshold: random.pick(&[0.0, 0.0, 0.2, 0.5]),
-            reserved: 0,
+            verify_group: groups.swap_remove(random.range(0, groups.len() - 1)),
         };
         verify_row += asked + 1;
     }
@@ -780,7 +796,7 @@ fn a_sequence_depends_on_itself_alone() {
         let mut alone = Round::new(vocab, vec![round.states[slot]; 2], 4, 5, 9);
         alone.states[0].stop = WL_STOP_EOS;
         alone.seen = [vec![0], round.seen(slot).to_vec()].concat();
-        alone.plans[1] = WlPlan { verify_row: 5, draft_row: 4, ..round.plans[slot] };
+        alone.plans[1] = WlPlan { verify_row: 5, draft_row: 4, verify_group: 1, ..round.plans[slot] };
         let mut end = alone.clone();
         end.begin();
         for step in 0..3 {
@@ -861,7 +877,7 @@ fn sample_leaves_alone_what_does_not_fit() {
 #[test]
 fn plans_that_do_not_fit_sit_out() {
     let rig = rig();
-    let mut states: Vec<_> = (0..10).map(|id| sequence(Sampling::default(), id)).collect();
+    let mut states: Vec<_> = (0..12).map(|id| sequence(Sampling::default(), id)).collect();
     states[9].remaining = 0;
     let mut round = Round::new(4, states, 3, 2, 11);
     round.plan(2, 0.0);
@@ -877,11 +893,14 @@ fn plans_that_do_not_fit_sit_out() {
     // Plain steps, whose row of the draft nobody reads.
     round.plans[7] = WlPlan { verify_row: 3, draft_row: 99, asked: 0, ..round.plans[7] };
     round.plans[8] = WlPlan { verify_row: 10, draft_row: -99, asked: -3, ..round.plans[8] };
+    round.plans[10].verify_group = 12;
+    round.plans[11].verify_group = -1;
     let mut after = round.clone();
     after.begin();
     assert_eq!(after.states.iter().filter(|s| s.verify_row >= 0).count(), 4);
     let device = Device::new(&rig, &round, &after).begun();
     assert_eq!((device.draft_rows(), device.verify_rows()), (after.draft.clone(), after.verify.clone()));
+    assert_eq!(read::<i32>(&rig, &device.lengths[1]), after.lengths[1]);
     device.check(&after, "begin");
 }
 
@@ -1164,6 +1183,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| logits(a).verify.stride = 39, "verify logits: rows 39 elements apart overlap; 40 at least");
 
     let (plans, mut rows) = (words(3 * 6), [(); 6].map(|()| words(12)));
+    let (draft_lengths, verify_lengths) = (words(4), words(3));
     let mut refused = |change: &dyn Fn(&mut BeginArgs), wanted: &str| {
         let [a, b, c, d, e, f] = &mut rows;
         let mut args = BeginArgs {
@@ -1177,6 +1197,8 @@ fn what_does_not_fit_is_refused() {
                 verify_rows: 12,
                 verify: table(d, e, f),
             },
+            draft_lengths: Some(draft_lengths.view_to_share()),
+            verify_lengths: Some(verify_lengths.view_to_share()),
         };
         change(&mut args);
         let error = rig.kernels.accept.begin(&rig.stream, &args).expect_err(wanted).to_string();
@@ -1186,4 +1208,12 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.round.steps = 4, "draft: 48 bytes do not hold 16 elements");
     refused(&|a| a.round.verify_rows = 13, "verify: 48 bytes do not hold 13 elements");
     refused(&|a| a.round.verify_rows = 65536, "verify_rows: 65536; supported are 0 to 65535");
+    refused(
+        &|a| (a.round.draft_rows, a.round.steps) = (5, 2),
+        "draft_lengths: 16 bytes do not hold 5 elements",
+    );
+    refused(
+        &|a| a.verify_lengths = a.draft_lengths.take().map(|v| v.part(0..8)),
+        "verify_lengths: 8 bytes do not hold 3",
+    );
 }

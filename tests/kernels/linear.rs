@@ -185,6 +185,11 @@ impl Case {
 
     /// Launches `times`, with the scratch as the launch before left it.
     fn repeat(&self, rig: &Rig, times: usize) -> Vec<Run> {
+        self.repeat_at(rig, times, None)
+    }
+
+    fn repeat_at(&self, rig: &Rig, times: usize, positions: Option<&[i32]>) -> Vec<Run> {
+        let positions = positions.map(|positions| rig.upload(positions));
         let Case { dtype, fp8, rows, inputs, epilogue, .. } = *self;
         let upload = |x: &Vec<f64>| rig.upload(&encode(x, dtype));
         let upload_factor = |x: &Vec<f64>| if fp8 { rig.upload(&codes(x)) } else { upload(x) };
@@ -223,6 +228,7 @@ impl Case {
                 inputs,
                 x: Rows { view: x.view(), stride: self.x_stride },
                 x_scales: fp8.then(|| x_scales.view()),
+                positions: positions.as_ref().map(Buffer::view),
                 norm: norm.as_ref().map(|w| LinearNorm { weight: w.view(), eps: EPS, stats: stats.view() }),
                 projections,
                 epilogue,
@@ -462,6 +468,7 @@ fn any_code_times_any_other() {
             inputs: 64,
             x: Rows { view: x.view(), stride: 64 },
             x_scales: Some(x_scales_there.view()),
+            positions: None,
             norm: None,
             projections: [Some(projection), None, None],
             epilogue: StoreF32,
@@ -542,6 +549,41 @@ fn a_row_depends_on_itself_alone() {
 }
 
 /// 100 launches over one scratch, under every schedule.
+/// With all rows dead nothing is written; one that is alive, wherever it is, has all computed.
+#[test]
+fn dead_rows() {
+    let mut random = Random::new("linear dead rows");
+    let rig = rig();
+    for (rows, epilogue, fp8) in [
+        (5, LinearEpilogue::Add, false),
+        (20, LinearEpilogue::StoreF32, false),
+        (64, LinearEpilogue::Add, true),
+        (33, LinearEpilogue::Store, true),
+    ] {
+        // Few features, so that k has segments.
+        let shape = Shape { fp8, ..Shape::plain(Dtype::Bf16, rows, 2048, &[72], epilogue) };
+        let case = shape.fill(&mut random);
+        let whole = case.run(&rig);
+        let what = format!("{rows} rows, {epilogue:?}");
+        let dead = &case.repeat_at(&rig, 1, Some(&vec![-1; rows]))[0];
+        let untouched = |bytes: &[u8], dtype| numbers(bytes, dtype).iter().all(|x| x.is_nan());
+        match epilogue {
+            LinearEpilogue::Add => {
+                assert_eq!(dead.out, encode(&case.out, case.dtype), "{what}: the residual stays");
+                assert!(untouched(&dead.stats, Dtype::F32), "{what}: statistics");
+            }
+            _ => assert!(untouched(&dead.out, case.out_dtype()), "{what}: outputs"),
+        }
+        assert!(dead.tickets.iter().all(|byte| *byte == 0), "{what}: tickets");
+        for alive in [0, rows / 2, rows - 1] {
+            let mut positions = vec![i32::MIN; rows];
+            positions[alive] = 0;
+            let run = &case.repeat_at(&rig, 1, Some(&positions))[0];
+            assert_eq!((&run.out, &run.stats), (&whole.out, &whole.stats), "{what}: row {alive} is alive");
+        }
+    }
+}
+
 #[test]
 fn the_same_launch_gives_the_same_bits() {
     let mut random = Random::new("linear repeats");
@@ -707,6 +749,7 @@ fn rows_beyond_31_bits() {
         inputs: 64,
         x: Rows { view: x.view(), stride },
         x_scales: None,
+        positions: None,
         norm: None,
         projections: [
             Some(LinearProjection { weight, scales: None, bias: None, features: 2, column: 0 }),
@@ -746,6 +789,7 @@ fn what_does_not_fit_is_refused() {
                 inputs: 1024,
                 x: Rows { view: x.view(), stride: 1024 },
                 x_scales: None,
+                positions: None,
                 norm: Some(LinearNorm { weight: norm.view(), eps: EPS, stats: stats.view() }),
                 projections: [part(0), part(64), part(128)],
                 epilogue: Store,

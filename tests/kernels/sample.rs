@@ -3,7 +3,7 @@
 use ptxsim::Counters;
 use warploom::{
     decode::{
-        MAX_DRAFT,
+        MAX_DRAFT, logits_hash,
         sampling::{Sampler, Sampling},
     },
     driver::Buffer,
@@ -265,6 +265,7 @@ impl Case {
         let seen = rig.upload(&self.seen);
         let mut choices = rig.upload(&vec![UNTOUCHED; rows]);
         let mut probabilities = rig.poisoned(rows * vocab, Dtype::F32);
+        let mut hashes = rig.upload(&vec![UNTOUCHED_HASH; rows]);
         let mut scratch = rig.upload(&vec![0u8; Sample::scratch_bytes(rows, vocab)]);
         let [a, b, c, d, e, f] = &mut tables;
         let args = SampleArgs {
@@ -284,6 +285,7 @@ impl Case {
             seen: Some(Rows { view: seen.view(), stride: vocab.div_ceil(32) }),
             choices: choices.view_mut(),
             probabilities: full.then(|| RowsMut { view: probabilities.view_mut(), stride: vocab }),
+            hashes: full.then(|| hashes.view_mut()),
             scratch: scratch.view_mut(),
         };
         let mut reports = rig.reports(|| rig.kernels.sample.launch(&rig.stream, &args));
@@ -292,8 +294,16 @@ impl Case {
             tickets[..4 * WL_SAMPLE_ROWS as usize].iter().all(|b| *b == 0),
             "tickets are left as they were found"
         );
+        // Whose choice was made, that row was hashed.
+        let (choices, hashes): (Vec<WlChoice>, Vec<u64>) = (read(rig, &choices), read(rig, &hashes));
+        for (row, (choice, hash)) in choices.iter().zip(hashes).enumerate() {
+            let alive = full && choice.id != UNTOUCHED.id;
+            let logits = &self.logits[row * self.stride..][..vocab];
+            let want = if alive { logits_hash(logits) } else { UNTOUCHED_HASH };
+            assert_eq!(hash, want, "{}: vocab {vocab}, hash of row {row}", rig.name);
+        }
         Run {
-            choices: read(rig, &choices),
+            choices,
             probabilities: if full { read(rig, &probabilities) } else { vec![] },
             states: read(rig, &states),
             counters: reports.pop().map(|r| r.counters),
@@ -369,6 +379,7 @@ fn difference<'a>(a: &'a [f32], b: &'a [f32]) -> impl Iterator<Item = f64> + 'a 
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
 }
 
+const UNTOUCHED_HASH: u64 = 0x7777;
 const UNTOUCHED: WlChoice =
     WlChoice { cut: 7, max: 7.0, least: 7.0, inverse: 7.0, probability: 7.0, id: 7777, reserved: 7 };
 
@@ -838,6 +849,7 @@ fn what_does_not_fit_is_refused() {
             seen: Some(Rows { view: seen.view(), stride: 2 }),
             choices: choices.view_mut(),
             probabilities: Some(RowsMut { view: full.view_mut(), stride: 40 }),
+            hashes: None,
             scratch: scratch.view_mut(),
         };
         change(&mut args);
@@ -863,7 +875,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.probabilities.as_mut().unwrap().stride = 1000, "probabilities: ");
     refused(&|a| a.logits.view = a.logits.view.slice(2..1280), "logits: address");
     refused(&|a| a.logits.stride = usize::MAX / 2, "logits: ");
-    let mut small = words(5);
+    let (mut small, mut hashes) = (words(5), words(18));
     let error = {
         let mut args = SampleArgs {
             pass: SamplePass::Verify,
@@ -882,11 +894,15 @@ fn what_does_not_fit_is_refused() {
             seen: None,
             choices: choices.view_mut(),
             probabilities: None,
+            hashes: Some(hashes.view_mut()),
             scratch: small.view_mut(),
         };
         args.rows = 6..10;
+        let error = rig.kernels.sample.launch(&rig.stream, &args).expect_err("hashes").to_string();
+        assert!(error.contains("hashes: 72 bytes do not hold 10 elements of 8 bytes"), "{error}");
+        args.hashes = None;
         rig.kernels.sample.launch(&rig.stream, &args).expect_err("scratch").to_string()
     };
-    assert!(error.contains("scratch: 20 bytes do not hold 16416"), "{error}");
+    assert!(error.contains("scratch: 20 bytes do not hold 16448"), "{error}");
     assert_eq!(WL_MAX_DRAFT as usize, MAX_DRAFT);
 }

@@ -57,6 +57,11 @@ impl Arena {
         Ok(GLOBAL_BASE + at)
     }
 
+    /// Bytes of all allocations.
+    pub fn allocated(&self) -> u64 {
+        self.blocks.values().sum()
+    }
+
     pub fn free(&mut self, address: u64) -> Result<()> {
         match address.checked_sub(GLOBAL_BASE).and_then(|at| self.blocks.remove(&at)) {
             Some(_) => {

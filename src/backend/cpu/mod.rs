@@ -140,7 +140,7 @@ fn zeros(what: &str, count: Option<usize>) -> Result<Vec<f32>> {
 impl Cpu {
     /// The rows of an input, normalised where asked.
     fn normalised<'a>(&self, input: Input<'a, Cpu>) -> &'a [f32] {
-        let Input { x, from, rows, norm } = input;
+        let Input { x, from, rows, norm, .. } = input;
         let Some(Norm { weight, eps, scratch }) = norm else {
             assert_eq!(from, 0, "a product without a norm begins at the first row");
             return x;

@@ -5,15 +5,20 @@
 //! residual stream leaves the sums of its squares beside it. Prompt rows go through tensor-core products and flash attention, with a
 //! norm of its own before.
 
+mod graphs;
+mod plan;
 mod round;
 mod rows;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 use half::{bf16, f16};
 
-use self::rows::Rotary;
-pub use self::{round::DeviceRound, rows::PassRows};
+use self::rows::{Place, Rotary};
+pub use self::{plan::MemoryPlan, round::DeviceRound, rows::PassRows};
 use super::{Angles, Backend, Epilogue, HeadSide, Heads, Input, Projection, RoundSizes, Row, RowClass};
 use crate::{
     cache::Cache,
@@ -41,12 +46,18 @@ pub struct Gpu {
     dtype: Dtype,
     /// Room that products and attention share: the stream runs them one after the other.
     scratch: Mutex<Scratch>,
+    /// Whether rounds that come again are recorded.
+    graphs: bool,
+    /// Bytes of weights that have been sent to the device.
+    uploaded: Arc<AtomicU64>,
 }
 
 /// Attention's is as large as the largest round asks for; more decode rows than that, which no round has, make it grow.
 struct Scratch {
     linear: Buffer,
     attention: Buffer,
+    /// Counts its growths: what was recorded before one must not run again.
+    generation: u64,
 }
 
 /// A matrix or vector in device memory.
@@ -67,6 +78,8 @@ pub struct Quantised {
     /// A multiple of 16.
     stride: usize,
     width: usize,
+    /// Positions of the rows, where some may be dead.
+    live: Option<Place>,
 }
 
 /// Rows of activations with the sums of squares that norms go by.
@@ -113,8 +126,27 @@ impl Gpu {
         // The products' counters begin at zero and return to it.
         let mut linear = Buffer::new(&driver, Linear::MOST_SCRATCH)?;
         stream.fill(&mut linear.view_mut(), 0)?;
-        let scratch = Scratch { linear, attention: Buffer::new(&driver, 0)? };
-        Ok(Gpu { kernels: Kernels::load(&driver)?, stream, dtype, scratch: Mutex::new(scratch), driver })
+        let scratch = Mutex::new(Scratch { linear, attention: Buffer::new(&driver, 0)?, generation: 0 });
+        let uploaded = Arc::default();
+        Ok(Gpu { kernels: Kernels::load(&driver)?, stream, dtype, scratch, driver, graphs: true, uploaded })
+    }
+
+    /// Whether rounds whose launches come again are recorded as graphs, as they are unless this says otherwise: for measurements of what
+    /// that saves, and profiles of launch after launch. It holds for generators that are made from now on.
+    pub fn set_graphs(&mut self, on: bool) {
+        self.graphs = on;
+    }
+
+    /// Counts the bytes of weights that are sent to the device: of [`MemoryPlan::weights`], while a model is made.
+    pub fn uploaded(&self) -> Arc<AtomicU64> {
+        self.uploaded.clone()
+    }
+
+    /// A buffer that holds a part of a weight.
+    fn upload<T: bytemuck::NoUninit>(&self, numbers: &[T]) -> Result<Buffer> {
+        let buffer = Buffer::from_slice(&self.stream, numbers)?;
+        self.uploaded.fetch_add(buffer.bytes() as u64, Ordering::Relaxed);
+        Ok(buffer)
     }
 
     /// The type of activations, keys and values.
@@ -131,6 +163,17 @@ impl Gpu {
         let bytes = kv.layout.pages * kv.layout.page_stride * self.dtype.size();
         let begin = (2 * layer + part) * bytes;
         begin..begin + bytes
+    }
+}
+
+impl Scratch {
+    /// Makes attention's at least so large. What it held is lost.
+    fn grow(&mut self, driver: &Arc<dyn Driver>, bytes: usize) -> Result<()> {
+        if self.attention.bytes() < bytes {
+            self.attention = Buffer::new(driver, bytes)?;
+            self.generation += 1;
+        }
+        Ok(())
     }
 }
 
@@ -177,13 +220,12 @@ impl Backend for Gpu {
     fn weight(&self, tensor: &Tensor) -> Result<Weight> {
         let (rows, columns) = (tensor.rows(), tensor.columns());
         if let Some(fp8) = tensor.fp8() {
-            let memory = Buffer::from_slice(&self.stream, tensor.bytes())?;
-            let scales = Buffer::from_slice(&self.stream, &fp8.scales)?;
+            let (memory, scales) = (self.upload(tensor.bytes())?, self.upload(&fp8.scales)?);
             return Ok(Weight { memory, rows, columns, scales: Some(scales) });
         }
         let memory = match tensor.dtype() == self.dtype {
-            true => Buffer::from_slice(&self.stream, tensor.bytes())?,
-            false => Buffer::from_slice(&self.stream, &converted(tensor, self.dtype))?,
+            true => self.upload(tensor.bytes())?,
+            false => self.upload(&converted(tensor, self.dtype))?,
         };
         Ok(Weight { memory, rows, columns, scales: None })
     }
@@ -206,7 +248,7 @@ impl Backend for Gpu {
         for (to, from) in spread.chunks_exact_mut(padded / 2 * inner).zip(halves) {
             to[..from.len()].copy_from_slice(from);
         }
-        Ok(Weight { memory: Buffer::from_slice(&self.stream, &spread)?, rows, columns, scales: None })
+        Ok(Weight { memory: self.upload(&spread)?, rows, columns, scales: None })
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Activations> {
@@ -229,8 +271,12 @@ impl Backend for Gpu {
         let Some(bytes) = rows.checked_mul(stride) else {
             return Err(Error::argument("rows", format!("{rows} of {width} exceed the address space")));
         };
-        let (codes, scales) = (Buffer::new(&self.driver, bytes)?, Buffer::new(&self.driver, rows * 4)?);
-        Ok(Quantised { codes, scales, stride, width: 0 })
+        let (mut codes, mut scales) =
+            (Buffer::new(&self.driver, bytes)?, Buffer::new(&self.driver, rows * 4)?);
+        // Dead rows are multiplied beside others, whatever they hold.
+        self.stream.fill(&mut codes.view_mut(), 0)?;
+        self.stream.fill(&mut scales.view_mut(), 0)?;
+        Ok(Quantised { codes, scales, stride, width: 0, live: None })
     }
 
     fn logits(&self, rows: usize, vocab: usize) -> Result<Logits> {
@@ -275,7 +321,7 @@ impl Backend for Gpu {
         let attention = &self.kernels.attention_decode;
         let (rows, keys) = (sizes.max_draft + 1, kv.entries * PAGE);
         let needed = attention.most_scratch(sizes.slots, rows, kv.heads.heads, &kv.layout, keys);
-        grow(&self.driver, &mut self.scratch().attention, needed)?;
+        self.scratch().grow(&self.driver, needed)?;
         DeviceRound::new(self, sizes, angles, kv).map(Some)
     }
 
@@ -343,20 +389,22 @@ impl Backend for Gpu {
 
     fn quantise(&self, input: Input<Gpu>, width: usize, bound: f32, out: &mut Quantised) -> Result<()> {
         let (dtype, size) = (self.dtype, self.dtype.size());
-        let Input { x, from, rows, norm } = input;
+        let Input { x, from, rows, norm, live } = input;
         let x = x.rows(from, rows, size);
         out.width = width;
+        out.live = live.map(|live| live.positions.part(from, rows));
+        let positions = out.live.as_ref().map(Place::view);
         let (q, scales, bound) =
             (RowsMut { stride: out.stride, view: out.codes.view_mut() }, out.scales.view_mut(), Some(bound));
         match norm {
             Some(norm) => {
                 let (weight, y) = (norm.weight.memory.view(), E4m3Rows { q, scales, bound });
-                let (residual, stats, positions, eps) = (None, None, None, norm.eps);
+                let (residual, stats, eps) = (None, None, norm.eps);
                 let args = RmsNormArgs { dtype, rows, width, eps, x, residual, weight, y, stats, positions };
                 self.kernels.rms_norm.launch_e4m3(&self.stream, &args)
             }
             None => {
-                let args = QuantizeFp8RowsArgs { dtype, rows, width, bound, x, q, scales, positions: None };
+                let args = QuantizeFp8RowsArgs { dtype, rows, width, bound, x, q, scales, positions };
                 self.kernels.quantize_fp8_rows.launch(&self.stream, args)
             }
         }
@@ -399,6 +447,7 @@ impl Backend for Gpu {
                 inputs,
                 x: x.rows(begin, rows),
                 x_scales: Some(x.scales(begin, rows)),
+                positions: x.live.as_ref().map(|live| live.view_of(begin..begin + rows)),
                 norm: None,
                 projections: linear_projections(projections),
                 epilogue: of_kernel(epilogue),
@@ -525,7 +574,7 @@ impl Backend for Gpu {
             sinks: None,
         };
         let needed = self.kernels.attention_decode.scratch_bytes(&args);
-        grow(&self.driver, &mut scratch.attention, needed)?;
+        scratch.grow(&self.driver, needed)?;
         self.kernels.attention_decode.launch(&self.stream, &args, scratch.attention.view_mut())
     }
 
@@ -593,6 +642,7 @@ impl Gpu {
             inputs: input.x.width,
             x: input.x.rows(from, rows, self.dtype.size()),
             x_scales: None,
+            positions: input.live.map(|live| live.positions.view_of(from..from + rows)),
             norm,
             projections: linear_projections(projections),
             epilogue,
@@ -611,7 +661,7 @@ impl Gpu {
         epilogue: Epilogue,
     ) -> Result<()> {
         let (dtype, size) = (self.dtype, self.dtype.size());
-        let Input { mut x, from, rows, norm } = input;
+        let Input { mut x, from, rows, norm, .. } = input;
         let normed;
         if let Some(norm) = norm {
             let scratch = norm.scratch;
@@ -701,14 +751,6 @@ fn gemm_projections<'a>(projections: &[Projection<'a, Weight>]) -> [Option<GemmP
         column,
     };
     linear_projections(projections).map(|projection| projection.map(of))
-}
-
-/// Makes a buffer at least so large. What it held is lost.
-fn grow(driver: &Arc<dyn Driver>, buffer: &mut Buffer, bytes: usize) -> Result<()> {
-    if buffer.bytes() < bytes {
-        *buffer = Buffer::new(driver, bytes)?;
-    }
-    Ok(())
 }
 
 /// A tensor's numbers in another type.

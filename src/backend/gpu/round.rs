@@ -1,4 +1,5 @@
-//! Rounds that stay on the device: `wl_round.h` tells what passes from kernel to kernel.
+//! Rounds that stay on the device: `wl_round.h` tells what passes from kernel to kernel, [`graphs`](super::graphs) how their launches are
+//! recorded.
 
 use std::sync::Arc;
 
@@ -6,12 +7,16 @@ use bytemuck::Zeroable;
 
 use super::{
     Gpu, Paged, SLICE, Weight,
+    graphs::Graphs,
     rows::{PassRows, Place, Rotary, padded},
 };
 use crate::{
-    backend::{Angles, Input, Projection, Round, RoundOutcome, RoundPlan, RoundSequence, RoundSizes},
+    backend::{
+        Angles, IN_FLIGHT, Input, Projection, Recordings, Round, RoundOutcome, RoundPlan, RoundSequence,
+        RoundShape, RoundSizes,
+    },
     cache::Cache,
-    driver::Buffer,
+    driver::{Buffer, Download},
     error::{Error, Result},
     kernels::{
         AcceptArgs, AcceptLogits, BeginArgs, LinearEpilogue, MAX_DRAFT, RoundRows, RowTable, Rows, RowsMut,
@@ -33,7 +38,15 @@ pub struct DeviceRound {
     host_plans: Vec<WlPlan>,
     states: Buffer,
     rounds: Buffer,
-    host_rounds: Vec<WlRound>,
+    /// i32: keys by draft row `[slots]`, then by group of the verification `[slots]`.
+    lengths: Arc<Buffer>,
+    /// u64 `[slots · steps]`: of the verification's logits.
+    hashes: Buffer,
+    /// Rounds on their way to the host, in turn.
+    mail: [Mail; IN_FLIGHT],
+    posted: usize,
+    collected: usize,
+    graphs: Graphs,
     /// u32 `[slots, ⌈vocab / 32⌉]`.
     seen: Buffer,
     host_seen: Vec<u32>,
@@ -46,25 +59,30 @@ pub struct DeviceRound {
     verify_logits: Buffer,
     row: Vec<f32>,
     scratch: Buffer,
-    /// The slots of the round's plans, in their order.
-    order: Vec<usize>,
+    /// The slots and first rows of the verification of the round's plans, in their order.
+    order: Vec<(usize, usize)>,
     outcomes: Vec<RoundOutcome>,
     /// Most rows of a sequence in the verification.
     group_rows: usize,
     pass: PassRows,
 }
 
-/// What the host says of a round, parts of padded length: of draft rows lengths and slots, and where groups of one row begin; of
-/// the verification's groups lengths, slots and first rows.
+/// What comes of a round: `WlRound` `[slots]`, the hashes of the verification's rows, and whose they are.
+struct Mail {
+    rounds: Download,
+    hashes: Download,
+    order: Vec<(usize, usize)>,
+}
+
+/// What the host says of a round, parts of padded length: of draft rows the slots, and where groups of one row begin; of the
+/// verification's groups slots and first rows.
 enum Layout {
-    DraftLengths,
     DraftSlots,
     DraftOffsets,
-    VerifyLengths,
     VerifySlots,
     VerifyOffsets,
 }
-const PARTS: usize = 6;
+const PARTS: usize = 4;
 
 impl DeviceRound {
     pub(super) fn new(gpu: &Gpu, sizes: RoundSizes, angles: &Angles, kv: &Paged) -> Result<Self> {
@@ -84,7 +102,15 @@ impl DeviceRound {
         };
         let rows = Arc::new(buffer(4 * 6 * part)?);
         let planned = Arc::new(buffer(4 * PARTS * padded(slots + 1))?);
+        let lengths = Arc::new(buffer(4 * 2 * padded(slots))?);
         let words = vocab.div_ceil(32);
+        let mail = || {
+            Ok(Mail {
+                rounds: Download::new(&gpu.driver, slots * size_of::<WlRound>())?,
+                hashes: Download::new(&gpu.driver, slots * steps * size_of::<u64>())?,
+                order: Vec::with_capacity(slots),
+            })
+        };
         let mut scratch = buffer(Sample::scratch_bytes(slots * steps, vocab))?;
         gpu.stream.fill(&mut scratch.view_mut(), 0)?;
         let nothing = Place::new(&rows, 0, 0);
@@ -106,7 +132,13 @@ impl DeviceRound {
             host_plans: vec![WlPlan::zeroed(); slots],
             states: Buffer::from_slice(&gpu.stream, &vec![WlSequence::zeroed(); slots])?,
             rounds: Buffer::from_slice(&gpu.stream, &vec![WlRound::zeroed(); slots])?,
-            host_rounds: vec![WlRound::zeroed(); slots],
+            lengths,
+            // Those of dead rows are sent along.
+            hashes: Buffer::from_slice(&gpu.stream, &vec![0u64; slots * steps])?,
+            mail: [mail()?, mail()?],
+            posted: 0,
+            collected: 0,
+            graphs: Graphs::new(gpu.graphs),
             seen: Buffer::from_slice(&gpu.stream, &vec![0u32; slots * words])?,
             host_seen: vec![0; words],
             draft_choices: buffer(slots * MAX_DRAFT * size_of::<WlChoice>())?,
@@ -117,7 +149,13 @@ impl DeviceRound {
             row: vec![0.0; vocab],
             scratch,
             order: Vec::with_capacity(slots),
-            outcomes: vec![RoundOutcome { ids: Vec::with_capacity(steps), ..RoundOutcome::default() }; slots],
+            outcomes: (0..slots)
+                .map(|_| RoundOutcome {
+                    ids: Vec::with_capacity(steps),
+                    hashes: Vec::with_capacity(steps),
+                    ..RoundOutcome::default()
+                })
+                .collect(),
             group_rows: 0,
             pass,
         })
@@ -132,7 +170,7 @@ impl DeviceRound {
         Place::new(&self.rows, index * padded(self.sizes.slots * self.steps()) + begin, count)
     }
 
-    fn plan(&self, part: Layout, begin: usize, count: usize) -> Place {
+    fn part(&self, part: Layout, begin: usize, count: usize) -> Place {
         Place::new(&self.planned, part as usize * padded(self.sizes.slots + 1) + begin, count)
     }
 
@@ -204,34 +242,33 @@ impl Round<Gpu> for DeviceRound {
         }
         if sequence.temperature > 0.0 && !self.draws && self.sizes.max_draft > 0 {
             let RoundSizes { slots, max_draft, vocab } = self.sizes;
+            // Graphs have the old ones in them.
+            self.graphs.clear();
             self.draft_logits = Buffer::new(&gpu.driver, 4 * max_draft * slots * vocab)?;
             self.draws = true;
         }
         Ok(())
     }
 
-    fn begin(&mut self, gpu: &Gpu, plans: &[RoundPlan], kv: &mut Paged, cache: &Cache) -> Result<()> {
+    fn plan(&mut self, gpu: &Gpu, plans: &[RoundPlan], kv: &mut Paged, cache: &Cache) -> Result<()> {
         self.host_plans.fill(WlPlan { verify_row: -1, ..WlPlan::zeroed() });
         self.order.clear();
         self.group_rows = 0;
         for (i, plan) in plans.iter().enumerate() {
-            let keys = cache.len(plan.cached)?;
             self.group_rows = self.group_rows.max(plan.draft + 1);
-            self.order.push(plan.cached);
+            self.order.push((plan.cached, plan.verify_row));
             self.host_plans[plan.cached] = WlPlan {
                 verify_row: plan.verify_row as i32,
                 draft_row: plan.draft_row as i32,
                 asked: plan.draft as i32,
                 exit_layer: plan.exit_layer as i32,
                 threshold: plan.threshold,
-                reserved: 0,
+                verify_group: i as i32,
             };
-            self.host(Layout::VerifyLengths)[i] = keys as i32;
             self.host(Layout::VerifySlots)[i] = plan.cached as i32;
             self.host(Layout::VerifyOffsets)[i] = plan.verify_row as i32;
             self.host(Layout::VerifyOffsets)[i + 1] = (plan.verify_row + plan.draft + 1) as i32;
             if plan.draft > 0 {
-                self.host(Layout::DraftLengths)[plan.draft_row] = keys as i32;
                 self.host(Layout::DraftSlots)[plan.draft_row] = plan.cached as i32;
             }
             gpu.set_table(kv, cache, plan.cached)?;
@@ -240,14 +277,38 @@ impl Round<Gpu> for DeviceRound {
             *offset = i as i32;
         }
         gpu.stream.upload(&mut self.planned.view_to_share(), &self.host)?;
-        gpu.stream.upload(&mut self.plans.view_mut(), &self.host_plans)?;
+        gpu.stream.upload(&mut self.plans.view_mut(), &self.host_plans)
+    }
+
+    fn replay(&mut self, gpu: &Gpu, shape: &[RoundShape]) -> Result<bool> {
+        // SAFETY: what a round launches addresses the generator's buffers, which live as long as this does, the model's, which outlive
+        // the generator, and the backend's scratch, whose generation `Graphs` looks at; `begin_sequence` drops the graphs of logits that it
+        // replaces.
+        unsafe { self.graphs.replay(gpu, shape) }
+    }
+
+    fn begin_recording(&mut self, gpu: &Gpu, shape: &[RoundShape]) -> Result<bool> {
+        self.graphs.begin(gpu, shape)
+    }
+
+    fn end_recording(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<()> {
+        // SAFETY: as in `replay`.
+        unsafe { self.graphs.end(gpu, shape, whole) }
+    }
+
+    fn begin(&mut self, gpu: &Gpu) -> Result<()> {
+        let part = 4 * padded(self.sizes.slots);
+        let lengths =
+            |i: usize| Some(self.lengths.view_to_share().part(i * part..i * part + 4 * self.sizes.slots));
         gpu.kernels.accept.begin(
             &gpu.stream,
             &BeginArgs {
                 slots: self.sizes.slots,
                 plans: self.plans.view(),
-                states: self.states.view_mut(),
+                states: self.states.view_to_share(),
                 round: round_rows(&self.rows, self.sizes),
+                draft_lengths: lengths(0),
+                verify_lengths: lengths(1),
             },
         )
     }
@@ -257,9 +318,9 @@ impl Round<Gpu> for DeviceRound {
         self.pass.tokens = self.table(0, begin, count);
         self.pass.positions = self.table(1, begin, count);
         self.pass.slots = self.table(2, begin, count);
-        self.pass.offsets = self.plan(Layout::DraftOffsets, 0, count + 1);
-        self.pass.lengths = self.plan(Layout::DraftLengths, from, count);
-        self.pass.group_slots = self.plan(Layout::DraftSlots, from, count);
+        self.pass.offsets = self.part(Layout::DraftOffsets, 0, count + 1);
+        self.pass.lengths = Place::new(&self.lengths, from, count);
+        self.pass.group_slots = self.part(Layout::DraftSlots, from, count);
         (self.pass.count, self.pass.groups, self.pass.group_rows) = (count, count, 1);
         Ok(&self.pass)
     }
@@ -271,9 +332,9 @@ impl Round<Gpu> for DeviceRound {
         self.pass.tokens = self.table(3, 0, rows);
         self.pass.positions = self.table(4, 0, rows);
         self.pass.slots = self.table(5, 0, rows);
-        self.pass.offsets = self.plan(Layout::VerifyOffsets, 0, groups + 1);
-        self.pass.lengths = self.plan(Layout::VerifyLengths, 0, groups);
-        self.pass.group_slots = self.plan(Layout::VerifySlots, 0, groups);
+        self.pass.offsets = self.part(Layout::VerifyOffsets, 0, groups + 1);
+        self.pass.lengths = Place::new(&self.lengths, padded(self.sizes.slots), groups);
+        self.pass.group_slots = self.part(Layout::VerifySlots, 0, groups);
         (self.pass.count, self.pass.groups, self.pass.group_rows) = (rows, groups, self.group_rows);
         Ok(&self.pass)
     }
@@ -283,6 +344,7 @@ impl Round<Gpu> for DeviceRound {
         let rows = from..from + input.rows;
         let begin = 4 * (self.draft_logits_at(step) + from * vocab);
         let bytes = begin..begin + 4 * input.rows * vocab;
+        let input = Input { live: Some(&self.pass), ..input };
         gpu.logits_of(&input, head, &mut self.draft_logits, bytes.start)?;
         gpu.kernels.sample.launch(
             &gpu.stream,
@@ -297,6 +359,7 @@ impl Round<Gpu> for DeviceRound {
                 seen: Some(Rows { view: self.seen.view(), stride: vocab.div_ceil(32) }),
                 choices: self.draft_choices.view_mut(),
                 probabilities: None,
+                hashes: None,
                 scratch: self.scratch.view_mut(),
             },
         )
@@ -305,6 +368,7 @@ impl Round<Gpu> for DeviceRound {
     fn accept(&mut self, gpu: &Gpu, input: Input<Gpu>, head: &Weight) -> Result<()> {
         let RoundSizes { slots, max_draft, vocab } = self.sizes;
         let rows = input.rows;
+        let input = Input { live: Some(&self.pass), ..input };
         gpu.logits_of(&input, head, &mut self.verify_logits, 0)?;
         let logits = Rows { view: self.verify_logits.view(), stride: vocab };
         let seen = vocab.div_ceil(32);
@@ -321,6 +385,7 @@ impl Round<Gpu> for DeviceRound {
                 seen: Some(Rows { view: self.seen.view(), stride: seen }),
                 choices: self.verify_choices.view_mut(),
                 probabilities: None,
+                hashes: Some(self.hashes.view_mut()),
                 scratch: self.scratch.view_mut(),
             },
         )?;
@@ -348,13 +413,28 @@ impl Round<Gpu> for DeviceRound {
         )
     }
 
-    fn finish(&mut self, gpu: &Gpu) -> Result<()> {
-        gpu.stream.download(self.rounds.view(), &mut self.host_rounds)?;
-        for (slot, outcome) in self.order.iter().zip(&mut self.outcomes) {
-            let round = &self.host_rounds[*slot];
+    fn post(&mut self, gpu: &Gpu) -> Result<()> {
+        debug_assert!(self.posted - self.collected < IN_FLIGHT, "more rounds than there is mail for");
+        let mail = &mut self.mail[self.posted % IN_FLIGHT];
+        mail.order.clone_from(&self.order);
+        mail.rounds.start(&gpu.stream, self.rounds.view())?;
+        mail.hashes.start(&gpu.stream, self.hashes.view())?;
+        self.posted += 1;
+        Ok(())
+    }
+
+    fn collect(&mut self, _: &Gpu) -> Result<()> {
+        debug_assert!(self.collected < self.posted, "nothing was posted");
+        let Mail { rounds, hashes, order } = &mut self.mail[self.collected % IN_FLIGHT];
+        let (rounds, hashes) = (rounds.wait::<WlRound>()?, hashes.wait::<u64>()?);
+        self.collected += 1;
+        for (&(slot, verify_row), outcome) in order.iter().zip(&mut self.outcomes) {
+            let round = &rounds[slot];
             outcome.ids.clear();
+            outcome.hashes.clear();
             let emitted = (round.emitted.max(0) as usize).min(round.ids.len());
             outcome.ids.extend(round.ids[..emitted].iter().map(|id| *id as u32));
+            outcome.hashes.extend_from_slice(&hashes[verify_row..verify_row + emitted]);
             outcome.drafted = round.drafted.max(0) as usize;
             outcome.accepted = round.accepted.max(0) as usize;
             outcome.matched = round.matched;
@@ -374,6 +454,10 @@ impl Round<Gpu> for DeviceRound {
         let view = self.verify_logits.view().slice(row * bytes..(row + 1) * bytes);
         gpu.stream.download(view, &mut self.row)?;
         Ok(&self.row)
+    }
+
+    fn recordings(&self) -> Recordings {
+        self.graphs.recordings()
     }
 }
 

@@ -32,6 +32,18 @@ impl Place {
     pub fn view(&self) -> View<'_> {
         self.memory.view().slice(self.range.clone())
     }
+
+    /// Some of the numbers.
+    pub fn view_of(&self, numbers: Range<usize>) -> View<'_> {
+        self.view().slice(4 * numbers.start..4 * numbers.end)
+    }
+
+    /// `count` of the numbers, from number `begin` on.
+    pub fn part(&self, begin: usize, count: usize) -> Place {
+        let first = self.range.start + 4 * begin;
+        debug_assert!(first + 4 * count <= self.range.end, "{begin} and {count} of {:?}", self.range);
+        Place { memory: self.memory.clone(), range: first..first + 4 * count }
+    }
 }
 
 /// The frequencies that rows are rotated by, f32 `[padded / 2]`, and the magnitude.

@@ -182,6 +182,7 @@ fn stream_weights(
         inputs,
         x: Rows { view: x.view(), stride: inputs },
         x_scales: fp8.then(|| x_scales.view()),
+        positions: None,
         norm: norm.then_some(before),
         projections,
         epilogue,

@@ -46,21 +46,27 @@ fn round(survey: &mut Survey, sampling: &str, drafts: usize, temperature: f32) -
     let draft_choices = survey.filled(MAX_DRAFT * size_of::<WlChoice>())?;
     let verify_choices = survey.filled(rows * size_of::<WlChoice>())?;
     let scratch = survey.zeros(Sample::scratch_bytes(rows, vocab))?;
+    let hashes = survey.filled(8 * rows)?;
     let round_rows = || {
         let view = |i: usize| tables[i].view_to_share();
         let table = |i: usize| RowTable { tokens: view(i), positions: view(i + 1), sequences: view(i + 2) };
         RoundRows { steps, draft_rows: 1, draft: table(0), verify_rows: rows, verify: table(3) }
     };
     // Of the sequence four numbers are read, and ten are written; all rows are.
-    let begun = bytes(size_of::<WlPlan>() + 16, 40 + 12 * (steps + rows));
+    let (lengths, verify_lengths) = (survey.numbers([0])?, survey.numbers([0])?);
+    let begun = bytes(size_of::<WlPlan>() + 16, 40 + 8 + 12 * (steps + rows));
     survey.launch(&format!("1 sequence, {drafts} drafts"), true, &[begun], |kernels, stream| {
         let (plans, states) = (plans.view(), states.view_to_share());
-        kernels.accept.begin(stream, &BeginArgs { slots: 1, plans, states, round: round_rows() })
+        let (draft_lengths, verify_lengths) =
+            (Some(lengths.view_to_share()), Some(verify_lengths.view_to_share()));
+        let args = BeginArgs { slots: 1, plans, states, round: round_rows(), draft_lengths, verify_lengths };
+        kernels.accept.begin(stream, &args)
     })?;
     let row = 4 * vocab;
     let choose = |survey: &mut Survey, pass: SamplePass, count: usize, logits: Rows, choices: ViewMut| {
         let name = if pass == SamplePass::Verify { "verify" } else { "draft" };
-        let compulsory = bytes(count * row, count * size_of::<WlChoice>());
+        let hashed = if pass == SamplePass::Verify { 8 } else { 0 };
+        let compulsory = bytes(count * row, count * (size_of::<WlChoice>() + hashed));
         survey.launch(
             &format!("{name}: {count} × {vocab}, {sampling}"),
             true,
@@ -77,6 +83,7 @@ fn round(survey: &mut Survey, sampling: &str, drafts: usize, temperature: f32) -
                     seen: None,
                     choices,
                     probabilities: None,
+                    hashes: (pass == SamplePass::Verify).then(|| hashes.view_to_share()),
                     scratch: scratch.view_to_share(),
                 };
                 kernels.sample.launch(stream, &args)
