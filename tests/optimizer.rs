@@ -395,3 +395,78 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     assert_eq!((weights, adam.steps(), *adam.settings()), ([1.0; 4], 0, default));
     Ok(())
 }
+
+#[test]
+fn a_measure_is_that_of_the_step_and_changes_nothing() -> Result<()> {
+    let mut random = Random::new();
+    let len = 2 * CHUNK + 77;
+    let mut adam = AdamW::new(Settings::default(), len)?;
+    let mut weights = random.normals(len);
+    for step in 0..3 {
+        let mut gradients = random.normals(len);
+        gradients[step] = f32::NAN;
+        let (m, v) = adam.moments();
+        let before = (weights.clone(), m.to_vec(), v.to_vec(), adam.steps());
+        let measured = adam.measure(&weights, &gradients, 1e-3, 0.5)?;
+        let (m, v) = adam.moments();
+        assert!((weights.clone(), m.to_vec(), v.to_vec(), adam.steps()) == before);
+        assert_eq!(measured, adam.step(&mut weights, &gradients, 1e-3, 0.5)?);
+    }
+    assert!(adam.measure(&weights[1..], &weights, 1e-3, 1.0).is_err());
+    Ok(())
+}
+
+#[test]
+fn a_monitor_goes_on_from_its_state() -> Result<()> {
+    let mut random = Random::new();
+    let settings = Settings::default();
+    let mut adam = AdamW::new(settings, 1000)?;
+    let mut weights = vec![0.1; 1000];
+    let mut whole = Monitor::new(Thresholds::default());
+    let mut broken = whole.clone();
+    for step in 0..200 {
+        let mut gradients = random.normals(1000);
+        if step > 150 {
+            gradients.iter_mut().for_each(|g| *g *= 50.0);
+        }
+        let statistics = adam.step(&mut weights, &gradients, 1e-3, 1.0)?;
+        let alarms = whole.observe(&settings, adam.steps(), &statistics);
+        broken = Monitor::with_state(Thresholds::default(), &broken.state())?;
+        assert_eq!(broken.observe(&settings, adam.steps(), &statistics), alarms);
+        assert!(alarms.spike == (step == 151) || step > 151, "step {step}: {alarms:?}");
+    }
+    for wrong in [&whole.state()[1..], &[f64::NAN; Monitor::STATE], &[0.5; Monitor::STATE]] {
+        assert!(matches!(Monitor::with_state(Thresholds::default(), wrong), Err(Error::Argument { .. })));
+    }
+    Ok(())
+}
+
+#[test]
+fn merged_measures_are_those_of_one_tensor() -> Result<()> {
+    let mut random = Random::new();
+    let (settings, parts) = (Settings::default(), [CHUNK, 3 * CHUNK]);
+    let gradients = random.normals(4 * CHUNK);
+    let step = |gradients: &[f32]| {
+        let mut weights = vec![0.5; gradients.len()];
+        AdamW::new(settings, gradients.len())?.step(&mut weights, gradients, 1e-3, 1.0)
+    };
+    let whole = step(&gradients)?;
+    let mut merged = step(&gradients[..parts[0]])?;
+    merged.merge(&step(&gradients[parts[0]..])?);
+    assert_eq!(
+        (merged.count, merged.large_ratios, merged.histogram),
+        (whole.count, whole.large_ratios, whole.histogram)
+    );
+    assert_eq!(merged.max_ratio, whole.max_ratio);
+    for (a, b) in [
+        (merged.rms_gradient(), whole.rms_gradient()),
+        (merged.rms_ratio(), whole.rms_ratio()),
+        (merged.bimodality(), whole.bimodality()),
+        (merged.relative_update(), whole.relative_update()),
+        (merged.rms_relative_gradient(), whole.rms_relative_gradient()),
+        (merged.gradient_ratio_correlation(), whole.gradient_ratio_correlation()),
+    ] {
+        assert!((a - b).abs() < 1e-9 * b.abs(), "{a} merged, {b} whole");
+    }
+    Ok(())
+}

@@ -19,4 +19,6 @@ pub use hub::resolve_model;
 pub use published::{PUBLISHED, Published};
 pub use rope::{Rope, RopeScaling};
 pub use safetensors::{check_index, check_safetensors};
+#[cfg(feature = "train")]
+pub(crate) use weights::TensorFile;
 pub use weights::{Checkpoint, Dtype, Tensor};

@@ -161,6 +161,33 @@ impl WeightFile {
     }
 }
 
+/// Any safetensors file, by name: for files that are no checkpoints.
+#[cfg(feature = "train")]
+pub(crate) struct TensorFile(WeightFile);
+
+#[cfg(feature = "train")]
+impl TensorFile {
+    /// Maps a file and checks its header; see [`Checkpoint::open`] for what must not happen to it meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::File`] for a file that is no whole safetensors file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Ok(TensorFile(WeightFile::new(path.to_owned(), Storage::map(path)?)?))
+    }
+
+    /// An entry of the header's metadata.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.0.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The elements of a tensor of this type and shape, little-endian.
+    pub(crate) fn bytes(&self, name: &str, dtype: ::safetensors::Dtype, shape: &[usize]) -> Option<&[u8]> {
+        let info = self.0.metadata.info(name).filter(|info| info.dtype == dtype && info.shape == shape)?;
+        let (start, end) = info.data_offsets;
+        self.0.storage.bytes().get(self.0.data + start..self.0.data + end)
+    }
+}
+
 impl Checkpoint {
     /// Opens a folder with `config.json` and either `model.safetensors` or
     /// `model.safetensors.index.json` and its shards.

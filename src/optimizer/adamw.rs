@@ -192,6 +192,41 @@ impl AdamW {
         Ok(Statistics::new(weights.len() as u64, learning_rate, &total(&self.partials)))
     }
 
+    /// What [`AdamW::step`] with the same arguments would measure, bit for bit; weights and moments stay as they
+    /// are. A second pass: for whoever must know before an update is made, to leave it out.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn measure(
+        &mut self,
+        weights: &[f32],
+        gradients: &[f32],
+        learning_rate: f32,
+        gradient_scale: f32,
+    ) -> Result<Statistics> {
+        same_length("weights", weights.len(), self.m.len())?;
+        same_length("gradients", gradients.len(), self.m.len())?;
+        let step = Step::new(&self.settings, self.steps.saturating_add(1), learning_rate, gradient_scale);
+        let rule = Rule::new(&self.settings, step);
+        let moments = self.m.par_chunks(CHUNK).zip(self.v.par_chunks(CHUNK));
+        let values = weights.par_chunks(CHUNK).zip(gradients.par_chunks(CHUNK));
+        let chunks = values.zip(moments).zip(&mut self.partials);
+        // Each thread updates copies.
+        let copies = || [const { Vec::new() }; 3];
+        chunks.for_each_init(
+            copies,
+            |copies: &mut [Vec<f32>; 3], (((weights, gradients), (m, v)), partial)| {
+                for (copy, values) in copies.iter_mut().zip([weights, m, v]) {
+                    copy.clear();
+                    copy.extend_from_slice(values);
+                }
+                let [weights, m, v] = copies;
+                *partial = rule.update_chunk(weights, gradients, m, v);
+            },
+        );
+        Ok(Statistics::new(weights.len() as u64, learning_rate, &total(&self.partials)))
+    }
+
     /// β, ε and λ.
     pub fn settings(&self) -> &Settings {
         &self.settings

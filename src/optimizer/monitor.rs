@@ -5,6 +5,7 @@
 //! of it at once.
 
 use super::Settings;
+use crate::{Error, Result};
 
 /// Bins of the histogram of r.
 pub const BINS: usize = 64;
@@ -106,6 +107,24 @@ impl Statistics {
             update_squared: learning_rate * learning_rate * r_2,
             histogram,
         }
+    }
+
+    /// Adds what was measured of another tensor in the same step, as if both were one.
+    pub fn merge(&mut self, other: &Statistics) {
+        self.count += other.count;
+        self.non_finite += other.non_finite;
+        self.gradient_squared += other.gradient_squared;
+        self.ratio_powers.iter_mut().zip(other.ratio_powers).for_each(|(sum, x)| *sum += x);
+        self.max_ratio = self.max_ratio.max(other.max_ratio);
+        self.large_ratios += other.large_ratios;
+        self.small_roots += other.small_roots;
+        self.gradient_ratio += other.gradient_ratio;
+        self.gradient_momentum += other.gradient_momentum;
+        self.momentum_squared += other.momentum_squared;
+        self.relative_gradient_squared += other.relative_gradient_squared;
+        self.weight_squared += other.weight_squared;
+        self.update_squared += other.update_squared;
+        self.histogram.iter_mut().zip(other.histogram).for_each(|(sum, x)| *sum += x);
     }
 
     /// Elements that were updated; what the means below are of. Without one they are NaN.
@@ -235,6 +254,39 @@ impl Monitor {
     /// Has seen nothing yet.
     pub fn new(thresholds: Thresholds) -> Self {
         Monitor { thresholds, windows: [Window::default(); 3] }
+    }
+
+    /// Numbers of [`Monitor::state`].
+    pub const STATE: usize = 3 * (WINDOW + 1);
+
+    /// All that it has seen and still looks back on, to go on from later.
+    pub fn state(&self) -> [f64; Self::STATE] {
+        let mut state = [0.0; Self::STATE];
+        for (part, window) in state.chunks_exact_mut(WINDOW + 1).zip(&self.windows) {
+            part[..WINDOW].copy_from_slice(&window.values);
+            part[WINDOW] = window.pushed as f64;
+        }
+        state
+    }
+
+    /// A monitor that goes on from `state`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the numbers are none of [`Monitor::state`]'s.
+    pub fn with_state(thresholds: Thresholds, state: &[f64]) -> Result<Self> {
+        let wrong = || Error::argument("state", "is none that a monitor has left");
+        if state.len() != Self::STATE || !state.iter().all(|x| x.is_finite()) {
+            return Err(wrong());
+        }
+        let mut monitor = Monitor::new(thresholds);
+        for (part, window) in state.chunks_exact(WINDOW + 1).zip(&mut monitor.windows) {
+            window.values.copy_from_slice(&part[..WINDOW]);
+            window.pushed = part[WINDOW] as usize;
+            if window.pushed as f64 != part[WINDOW] {
+                return Err(wrong());
+            }
+        }
+        Ok(monitor)
     }
 
     /// The alarms of step `step`, counted from 1, which is to come after those observed before it. It allocates nothing.

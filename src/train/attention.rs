@@ -6,7 +6,7 @@ use super::ops::{dot, exp_shifted};
 use crate::mask::Mask;
 
 /// Query rows whose probabilities are in memory at a time.
-const BLOCK: usize = 64;
+pub const BLOCK: usize = 64;
 
 /// Shape of the attention of one layer. Rows of the projections are `[q of every head | k | v]`.
 #[derive(Clone, Copy)]

@@ -2,14 +2,15 @@
 //!
 //! Start from [`Lane`]: the activations and the gradient of the sequences that one lane works through.
 
+pub use super::attention::BLOCK as ATTENTION_ROWS;
 use super::attention::{Attention, Work};
 use super::matrix::{Matrix, MatrixMut, Update, multiply};
 use super::ops::{self, RopeTable};
 use super::parameters::Layout;
-use super::settings::Settings;
+use crate::{backend::Angles, checkpoint::Config};
 
 /// Rows whose logits are in memory at a time.
-const LOGIT_ROWS: usize = 128;
+pub const LOGIT_ROWS: usize = 128;
 
 /// What one layer keeps for its backward pass; rows are the sequence's tokens.
 struct Activations {
@@ -18,7 +19,7 @@ struct Activations {
     rstd: Vec<f32>,
     /// q, k and v after RoPE.
     qkv: Vec<f32>,
-    /// Heads' outputs before the output projection, `[rows, hidden]`.
+    /// Heads' outputs before the output projection, `[rows, heads·head_dim]`.
     attended: Vec<f32>,
     /// Residual stream after attention, `[rows, hidden]`.
     middle: Vec<f32>,
@@ -35,31 +36,32 @@ struct Activations {
 pub struct Graph {
     /// Where the weights lie.
     pub layout: Layout,
-    attention: Attention,
+    /// Of each layer; all have the same shape.
+    attention: Vec<Attention>,
     rope: RopeTable,
     hidden: usize,
+    query: usize,
     intermediate: usize,
     vocab: usize,
     sequence: usize,
+    eps: f32,
 }
 
 impl Graph {
-    /// The graph of `settings`, which must have passed [`Settings::check`].
-    pub fn new(settings: &Settings) -> Self {
-        let attention = Attention {
-            heads: settings.heads,
-            kv_heads: settings.kv_heads,
-            head_dim: settings.head_dim(),
-            mask: settings.attention,
-        };
+    /// The graph of a model over sequences of up to `sequence` tokens.
+    pub fn new(config: &Config, sequence: usize) -> Self {
+        let Config { heads, kv_heads, head_dim, .. } = *config;
+        let attention = config.masks.iter().map(|&mask| Attention { heads, kv_heads, head_dim, mask });
         Graph {
-            layout: Layout::new(settings),
-            attention,
-            rope: RopeTable::new(settings.sequence, settings.head_dim(), Settings::ROPE_THETA),
-            hidden: settings.hidden,
-            intermediate: settings.intermediate,
-            vocab: settings.vocab,
-            sequence: settings.sequence,
+            layout: Layout::new(config),
+            attention: attention.collect(),
+            rope: RopeTable::new(&Angles::new(config, sequence), sequence),
+            hidden: config.hidden,
+            query: config.query_width(),
+            intermediate: config.intermediate,
+            vocab: config.vocab,
+            sequence,
+            eps: config.rms_norm_eps,
         }
     }
 }
@@ -70,8 +72,28 @@ pub struct Sample<'a> {
     pub inputs: &'a [u32],
     /// The token after each input.
     pub targets: &'a [u32],
+    /// Whether each row begins a document, before which it and those after it do not look. The first row
+    /// always does.
+    pub begins: &'a [bool],
     /// Layers that this sample skips.
     pub dropped: &'a [bool],
+}
+
+impl Sample<'_> {
+    /// Rows of each document.
+    fn documents(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            if start == self.begins.len() {
+                return None;
+            }
+            let rest = &self.begins[start + 1..];
+            let end = start + 1 + rest.iter().position(|&begins| begins).unwrap_or(rest.len());
+            let document = start..end;
+            start = end;
+            Some(document)
+        })
+    }
 }
 
 /// Cross-entropies of one exit over one sequence.
@@ -111,12 +133,13 @@ impl Lane {
     pub fn new(graph: &Graph) -> Self {
         let rows = graph.sequence;
         let buffer = |width: usize| vec![0.0f32; rows * width];
-        let (hidden, intermediate, qkv) = (graph.hidden, graph.intermediate, graph.attention.projected());
+        let Graph { hidden, query, intermediate, .. } = *graph;
+        let qkv = graph.attention[0].projected();
         let activations = || Activations {
             normed: buffer(hidden),
             rstd: buffer(1),
             qkv: buffer(qkv),
-            attended: buffer(hidden),
+            attended: buffer(query),
             middle: buffer(hidden),
             middle_normed: buffer(hidden),
             middle_rstd: buffer(1),
@@ -132,7 +155,7 @@ impl Lane {
             exit_normed: buffer(hidden),
             exit_rstd: buffer(1),
             d_normed: buffer(hidden),
-            d_attended: buffer(hidden),
+            d_attended: buffer(query),
             d_qkv: buffer(qkv),
             d_gate_up: buffer(2 * intermediate),
             d_gated: buffer(intermediate),
@@ -157,35 +180,33 @@ impl Lane {
                 continue;
             }
             let a = &mut self.layers[l];
-            let eps = Settings::RMS_NORM_EPS as f32;
+            let Graph { query, intermediate, eps, .. } = *graph;
             ops::rms_norm(&mut a.normed, &mut a.rstd, x, &weights[layer.input_norm.clone()], eps);
             linear(Update::Set, &mut a.qkv, &a.normed, &weights[layer.qkv.clone()], rows, hidden);
-            let attention = &graph.attention;
+            let attention = &graph.attention[l];
+            let projected = attention.projected();
+            let qkv = &mut a.qkv[..rows * projected];
+            add_bias(qkv, &weights[layer.qkv_bias.clone()]);
             let turned = attention.heads + attention.kv_heads;
-            graph.rope.rotate(
-                &mut a.qkv[..rows * attention.projected()],
-                attention.projected(),
-                turned,
-                false,
-            );
-            attention.forward(&mut a.attended, &a.qkv, rows, &mut self.work);
-            a.middle[..rows * hidden].copy_from_slice(x);
-            linear(Update::Add, &mut a.middle, &a.attended, &weights[layer.output.clone()], rows, hidden);
+            for rows in sample.documents() {
+                let qkv = &mut qkv[rows.start * projected..rows.end * projected];
+                graph.rope.rotate(qkv, projected, turned, false);
+                attention.forward(&mut a.attended[rows.start * query..], qkv, rows.len(), &mut self.work);
+            }
+            let middle = &mut a.middle[..rows * hidden];
+            middle.copy_from_slice(x);
+            linear(Update::Add, middle, &a.attended, &weights[layer.output.clone()], rows, query);
+            add_bias(middle, &weights[layer.output_bias.clone()]);
             let post_norm = &weights[layer.post_norm.clone()];
-            let middle = &a.middle[..rows * hidden];
             ops::rms_norm(&mut a.middle_normed, &mut a.middle_rstd, middle, post_norm, eps);
-            linear(
-                Update::Set,
-                &mut a.gate_up,
-                &a.middle_normed,
-                &weights[layer.gate_up.clone()],
-                rows,
-                hidden,
-            );
-            let intermediate = graph.intermediate;
-            ops::swiglu(&mut a.gated, &a.gate_up[..rows * 2 * intermediate], intermediate);
+            let gate_up = &mut a.gate_up[..rows * 2 * intermediate];
+            let weight = &weights[layer.gate_up.clone()];
+            linear(Update::Set, gate_up, &a.middle_normed, weight, rows, hidden);
+            add_bias(gate_up, &weights[layer.gate_up_bias.clone()]);
+            ops::swiglu(&mut a.gated, gate_up, intermediate);
             next.copy_from_slice(middle);
             linear(Update::Add, next, &a.gated, &weights[layer.down.clone()], rows, intermediate);
+            add_bias(next, &weights[layer.down_bias.clone()]);
         }
     }
 
@@ -209,7 +230,7 @@ impl Lane {
                 losses[l].sum += self.exit_backward(graph, weights, sample.targets, l, gradient_scale);
             }
             if !sample.dropped[l] {
-                self.block_backward(graph, weights, l, rows);
+                self.block_backward(graph, weights, sample, l);
             }
         }
         let d_embedding = &mut self.gradient[graph.layout.embedding.clone()];
@@ -246,14 +267,14 @@ impl Lane {
     fn exit_norm(&mut self, graph: &Graph, weights: &[f32], l: usize, rows: usize) {
         let x = &self.residual[l + 1][..rows * graph.hidden];
         let weight = &weights[graph.layout.norm.clone()];
-        ops::rms_norm(&mut self.exit_normed, &mut self.exit_rstd, x, weight, Settings::RMS_NORM_EPS as f32);
+        ops::rms_norm(&mut self.exit_normed, &mut self.exit_rstd, x, weight, graph.eps);
     }
 
     /// Logits of `count` rows from `first` on.
     fn exit_logits(&mut self, graph: &Graph, weights: &[f32], first: usize, count: usize) {
         let normed = &self.exit_normed[first * graph.hidden..];
-        let embedding = &weights[graph.layout.embedding.clone()];
-        linear(Update::Set, &mut self.logits, normed, embedding, count, graph.hidden);
+        let head = &weights[graph.layout.head.clone()];
+        linear(Update::Set, &mut self.logits, normed, head, count, graph.hidden);
     }
 
     /// Head and cross-entropy of the exit after layer `l`, forward and backward: sets this exit's share in
@@ -267,7 +288,7 @@ impl Lane {
         scale: f32,
     ) -> f64 {
         let (rows, hidden, vocab) = (targets.len(), graph.hidden, graph.vocab);
-        let embedding = &weights[graph.layout.embedding.clone()];
+        let head = &weights[graph.layout.head.clone()];
         self.exit_norm(graph, weights, l, rows);
         let mut loss = 0.0;
         for (block, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
@@ -289,11 +310,11 @@ impl Lane {
                 MatrixMut::new(&mut self.d_normed[span.clone()], count, hidden),
                 1.0,
                 d_logits,
-                Matrix::new(embedding, vocab, hidden),
+                Matrix::new(head, vocab, hidden),
             );
             multiply(
                 Update::Add,
-                MatrixMut::new(&mut self.gradient[graph.layout.embedding.clone()], vocab, hidden),
+                MatrixMut::new(&mut self.gradient[graph.layout.head.clone()], vocab, hidden),
                 1.0,
                 d_logits.transposed(),
                 Matrix::new(&self.exit_normed[span], count, hidden),
@@ -312,84 +333,66 @@ impl Lane {
     }
 
     /// Backward of layer `l`: `d_residual` goes from its output to its input.
-    fn block_backward(&mut self, graph: &Graph, weights: &[f32], l: usize, rows: usize) {
-        let (hidden, intermediate) = (graph.hidden, graph.intermediate);
+    fn block_backward(&mut self, graph: &Graph, weights: &[f32], sample: &Sample<'_>, l: usize) {
+        let Graph { hidden, query, intermediate, .. } = *graph;
+        let rows = sample.inputs.len();
         let (layer, a) = (&graph.layout.layers[l], &self.layers[l]);
         let dx = &mut self.d_residual[..rows * hidden];
         let gradient = &mut self.gradient;
 
         // Feed-forward block.
         let down = layer.down.clone();
-        linear_backward(
-            &mut self.d_gated,
-            &mut gradient[down.clone()],
-            dx,
-            &a.gated,
-            &weights[down],
-            rows,
-            intermediate,
-        );
-        let gate_up = &a.gate_up[..rows * 2 * intermediate];
-        ops::swiglu_backward(&mut self.d_gate_up, &self.d_gated, gate_up, intermediate);
+        let d_down = &mut gradient[down.clone()];
+        linear_backward(&mut self.d_gated, d_down, dx, &a.gated, &weights[down], rows, intermediate);
+        bias_backward(&mut gradient[layer.down_bias.clone()], dx);
+        let d_gate_up = &mut self.d_gate_up[..rows * 2 * intermediate];
+        ops::swiglu_backward(d_gate_up, &self.d_gated, &a.gate_up[..rows * 2 * intermediate], intermediate);
         let range = layer.gate_up.clone();
-        linear_backward(
-            &mut self.d_normed,
-            &mut gradient[range.clone()],
-            &self.d_gate_up,
-            &a.middle_normed,
-            &weights[range],
-            rows,
-            hidden,
-        );
+        let d_weight = &mut gradient[range.clone()];
+        let normed = &a.middle_normed;
+        linear_backward(&mut self.d_normed, d_weight, d_gate_up, normed, &weights[range], rows, hidden);
+        bias_backward(&mut gradient[layer.gate_up_bias.clone()], d_gate_up);
         let norm = layer.post_norm.clone();
-        ops::rms_norm_backward(
-            dx,
-            &mut gradient[norm.clone()],
-            &self.d_normed,
-            &a.middle,
-            &a.middle_rstd,
-            &weights[norm],
-        );
+        let d_norm = &mut gradient[norm.clone()];
+        ops::rms_norm_backward(dx, d_norm, &self.d_normed, &a.middle, &a.middle_rstd, &weights[norm]);
 
         // Attention.
         let range = layer.output.clone();
-        linear_backward(
-            &mut self.d_attended,
-            &mut gradient[range.clone()],
-            dx,
-            &a.attended,
-            &weights[range],
-            rows,
-            hidden,
-        );
-        let attention = &graph.attention;
-        attention.backward(&mut self.d_qkv, &self.d_attended, &a.qkv, rows, &mut self.work);
+        let d_weight = &mut gradient[range.clone()];
+        linear_backward(&mut self.d_attended, d_weight, dx, &a.attended, &weights[range], rows, query);
+        bias_backward(&mut gradient[layer.output_bias.clone()], dx);
+        let attention = &graph.attention[l];
+        let projected = attention.projected();
         let turned = attention.heads + attention.kv_heads;
-        graph.rope.rotate(
-            &mut self.d_qkv[..rows * attention.projected()],
-            attention.projected(),
-            turned,
-            true,
-        );
+        let d_qkv = &mut self.d_qkv[..rows * projected];
+        for rows in sample.documents() {
+            let span = rows.start * projected..rows.end * projected;
+            let d_qkv = &mut d_qkv[span.clone()];
+            let d_attended = &self.d_attended[rows.start * query..];
+            attention.backward(d_qkv, d_attended, &a.qkv[span], rows.len(), &mut self.work);
+            graph.rope.rotate(d_qkv, projected, turned, true);
+        }
         let range = layer.qkv.clone();
-        linear_backward(
-            &mut self.d_normed,
-            &mut gradient[range.clone()],
-            &self.d_qkv,
-            &a.normed,
-            &weights[range],
-            rows,
-            hidden,
-        );
+        let d_weight = &mut gradient[range.clone()];
+        linear_backward(&mut self.d_normed, d_weight, d_qkv, &a.normed, &weights[range], rows, hidden);
+        bias_backward(&mut gradient[layer.qkv_bias.clone()], d_qkv);
         let norm = layer.input_norm.clone();
-        ops::rms_norm_backward(
-            dx,
-            &mut gradient[norm.clone()],
-            &self.d_normed,
-            &self.residual[l],
-            &a.rstd,
-            &weights[norm],
-        );
+        let d_norm = &mut gradient[norm.clone()];
+        ops::rms_norm_backward(dx, d_norm, &self.d_normed, &self.residual[l], &a.rstd, &weights[norm]);
+    }
+}
+
+/// Adds `bias`, unless it is empty, to every row.
+fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    if !bias.is_empty() {
+        rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+    }
+}
+
+/// Backward of [`add_bias`]: adds the rows of `d_rows` to `d_bias`.
+fn bias_backward(d_bias: &mut [f32], d_rows: &[f32]) {
+    if !d_bias.is_empty() {
+        d_rows.chunks_exact(d_bias.len()).for_each(|row| add(d_bias, row));
     }
 }
 

@@ -1,6 +1,8 @@
 //! The operations of a block other than attention and matrix products: each a forward function and its
 //! backward twin, over rows of one sequence.
 
+use crate::backend::Angles;
+
 /// Accumulators of a reduction: enough for the compiler to keep the widest registers busy.
 const LANES: usize = 16;
 
@@ -112,20 +114,21 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table for positions 0..`positions`: pair i turns by position · θ^(−2i/head_dim).
-    pub fn new(positions: usize, head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        let angle = |p: usize, i: usize| {
-            // Angles in f32, as checkpoints' own code computes them.
-            p as f32 * (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32
-        };
-        let angles = (0..positions).flat_map(|p| (0..half).map(move |i| (p, i)));
-        let (cos, sin) = angles.map(|(p, i)| (angle(p, i).cos(), angle(p, i).sin())).unzip();
+    /// The table for positions 0..`positions`.
+    pub fn new(angles: &Angles, positions: usize) -> Self {
+        let half = angles.frequencies().len();
+        let (mut cos, mut sin) = (vec![0.0; positions * half], vec![0.0; positions * half]);
+        let mut both = vec![0.0; 2 * half];
+        for (position, (cos, sin)) in cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half)).enumerate() {
+            angles.write(position, &mut both);
+            cos.copy_from_slice(&both[..half]);
+            sin.copy_from_slice(&both[half..]);
+        }
         RopeTable { cos, sin, half }
     }
 
     /// Turns the first `heads` heads of every row of `rows` (row stride `stride`) by the row's angle, pairs
-    /// (i, i + head_dim/2); `back` turns the other way, which is the backward pass.
+    /// (i, i + head_dim/2); `back` is the backward pass: it turns the other way.
     pub fn rotate(&self, rows: &mut [f32], stride: usize, heads: usize, back: bool) {
         let half = self.half;
         for (position, row) in rows.chunks_exact_mut(stride).enumerate() {
@@ -191,7 +194,7 @@ mod tests {
 
     #[test]
     fn rope_turns_pairs_half_a_head_apart() {
-        let table = RopeTable::new(2, 4, 10000.0);
+        let table = RopeTable::new(&Angles::from_frequencies(vec![1.0, 0.01], 1.0), 2);
         let mut rows = vec![1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0];
         table.rotate(&mut rows, 4, 1, false);
         assert_eq!(rows[..4], [1.0, 2.0, 3.0, 4.0], "position 0 stays");

@@ -1,28 +1,123 @@
-//! What a run leaves behind: a Hugging Face folder, `log.csv` and `loss.svg`.
+//! What a run leaves behind: a Hugging Face folder, logs, pictures, and until it is finished its state.
 
 use std::{
-    fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    fs::{self, File, TryLockError},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use half::bf16;
-use plotters::prelude::*;
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::json;
-use tokenizers::Tokenizer;
+use serde::{Deserialize, Serialize};
 
-use super::{Validation, parameters::Layout, settings::Settings, tokenizer};
-use crate::{Error, Result, checkpoint::NORM, mask::Pattern};
+use super::{
+    Validation,
+    fingerprint::Fingerprint,
+    monitor::{self, Watch},
+    plot,
+    settings::Settings,
+    state::{self, Origin, Position, STATE},
+    tensors::{self, Entry, Values},
+    trainer::Trainer,
+};
+use crate::{
+    Error, Result,
+    checkpoint::{Dtype, NORM},
+};
+
+/// Name of the log of losses, which also tells the trainer's folders from others.
+const LOG: &str = "log.csv";
+/// Name of the log of the optimizer's monitor.
+const MONITOR: &str = "monitor.csv";
+/// Name of the log of alarms.
+const ALARMS: &str = "alarms.csv";
+/// Name of the log of histograms.
+const HISTOGRAM: &str = "histogram.csv";
+/// Name of the weights.
+const MODEL: &str = "model.safetensors";
+
+/// A log by what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogKind {
+    /// Losses.
+    Losses,
+    /// What the optimizer's monitor measured, a line for each layer.
+    Monitor,
+    /// What it raised alarm about.
+    Alarms,
+    /// Histograms of r.
+    Histograms,
+}
+
+/// Name, kind and header of every log that a run writes.
+fn kinds(settings: &Settings) -> Vec<(&'static str, LogKind, String)> {
+    let mut kinds = vec![
+        (LOG, LogKind::Losses, header(settings.layers)),
+        (MONITOR, LogKind::Monitor, Watch::header()),
+        (ALARMS, LogKind::Alarms, monitor::ALARMS_HEADER.to_owned()),
+    ];
+    if settings.histogram_every > 0 {
+        kinds.push((HISTOGRAM, LogKind::Histograms, Watch::histogram_header()));
+    }
+    kinds
+}
+
+/// Where a log ended when the state was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    name: String,
+    bytes: u64,
+    /// Hash of those bytes.
+    hash: u64,
+}
+
+/// A log that grows line by line.
+struct Log {
+    kind: LogKind,
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    hash: Fingerprint,
+}
+
+impl Log {
+    /// Opens a log that has at least the bytes that `end` says, and these.
+    fn open(folder: &Path, kind: LogKind, end: &LogEnd) -> Result<Self> {
+        let path = folder.join(&end.name);
+        let io = |error| Error::io(&path, error);
+        let mut file = File::options().read(true).write(true).open(&path).map_err(io)?;
+        let (mut hash, mut left) = (Fingerprint::EMPTY, end.bytes);
+        let mut block = vec![0; 1 << 16];
+        while left > 0 {
+            let want = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = file.read(&mut block[..want]).map_err(io)?;
+            if count == 0 {
+                let reason = format!("is shorter than when the run was saved: {} bytes are missing", left);
+                return Err(Error::file(&path, reason));
+            }
+            hash.take(&block[..count]);
+            left -= count as u64;
+        }
+        if hash.0 != end.hash {
+            return Err(Error::file(&path, "is not the log that the run to be resumed has written"));
+        }
+        Ok(Log { kind, path, file, bytes: end.bytes, hash })
+    }
+
+    fn append(&mut self, text: &str) -> Result<()> {
+        self.file.write_all(text.as_bytes()).map_err(|error| Error::io(&self.path, error))?;
+        self.bytes += text.len() as u64;
+        self.hash.take(text.as_bytes());
+        Ok(())
+    }
+}
 
 /// The folder of a run.
 pub struct Output {
     folder: PathBuf,
-    log: File,
+    logs: Vec<Log>,
 }
 
 impl Output {
-    /// Refuses a folder that holds anything but a previous output of the trainer.
+    /// Refuses a folder that holds anything but the previous output of a finished run.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Io`].
@@ -35,112 +130,156 @@ impl Output {
             return Err(Error::file(folder, "is no folder; give --out a new one"));
         }
         let mut entries = fs::read_dir(folder).map_err(|error| Error::io(folder, error))?;
-        if entries.next().is_none() || is_log(&folder.join("log.csv")) {
+        if entries.next().is_none() {
             return Ok(());
         }
-        Err(Error::file(folder, "is not empty and was not written by this command; give --out a new folder"))
-    }
-
-    /// Creates the folder, or empties it of the previous output's log and weights, and writes everything but
-    /// the weights.
-    ///
-    /// # Errors
-    /// [`Error::Io`], and those of [`Output::check`].
-    pub fn create(folder: &Path, settings: &Settings, tokenizer: &Tokenizer) -> Result<Self> {
-        Self::check(folder)?;
-        fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        // Old weights beside a new configuration would be a broken checkpoint.
-        let weights = folder.join("model.safetensors");
-        match fs::remove_file(&weights) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(weights, error));
-            }
-            _ => {}
+        if !is_log(&folder.join(LOG)) {
+            let reason = "is not empty and was not written by this command; give --out a new folder";
+            return Err(Error::file(folder, reason));
         }
-        let path = folder.join("log.csv");
-        let mut log = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        log.write_all(header(settings.layers).as_bytes()).map_err(|error| Error::io(&path, error))?;
-        let output = Output { folder: folder.to_path_buf(), log };
-        output.write_json("config.json", &config(settings))?;
-        output.write_json("generation_config.json", &generation_config(settings))?;
-        output.write_json("tokenizer_config.json", &tokenizer_config(settings))?;
-        let text = tokenizer
-            .to_string(false)
-            .map_err(|error| Error::Text { what: "tokenizer.json".into(), reason: error.to_string() })?;
-        output.write("tokenizer.json", text.as_bytes())?;
-        Ok(output)
-    }
-
-    /// Appends a line to `log.csv`.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn append(&mut self, line: &LogLine<'_>) -> Result<()> {
-        let mut text = format!("{},{},{:.6}", line.step, line.tokens, line.learning_rate);
-        let number = |value: Option<f64>| value.map_or(String::from(","), |value| format!(",{value:.4}"));
-        text += &number(line.loss);
-        line.exits.iter().for_each(|&exit| text += &number(exit));
-        for l in 0..line.exits.len() {
-            text += &number(line.validation.map(|v| v.loss[l]));
-        }
-        for l in 0..line.exits.len() {
-            text += &number(line.validation.map(|v| v.agreement[l]));
-        }
-        text.push('\n');
-        self.log.write_all(text.as_bytes()).map_err(|error| Error::io(self.folder.join("log.csv"), error))
-    }
-
-    /// Writes the weights, rounded to bf16, and the picture of the losses so far.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::File`].
-    pub fn save(
-        &self,
-        layout: &Layout,
-        settings: &Settings,
-        weights: &[f32],
-        validations: &[Validation],
-    ) -> Result<()> {
-        let path = self.folder.join("model.safetensors");
-        let mut rounded: Vec<bf16> = weights.iter().map(|&weight| bf16::from_f32(weight)).collect();
-        let tensors = layout.tensors(settings);
-        // The final norm's weight multiplies every logit of every exit.
-        for tensor in tensors.iter().filter(|tensor| tensor.name == NORM) {
-            for (rounded, weight) in
-                rounded[tensor.range.clone()].iter_mut().zip(&weights[tensor.range.clone()])
-            {
-                *rounded = bf16::from_f32(weight * settings.logit_scale);
-            }
-        }
-        let failed = |error: safetensors::SafeTensorError| Error::file(&path, error.to_string());
-        let views: Vec<(&str, TensorView<'_>)> = tensors
-            .iter()
-            .map(|tensor| {
-                let bytes = bytemuck::cast_slice(&rounded[tensor.range.clone()]);
-                let view = TensorView::new(Dtype::BF16, tensor.shape.clone(), bytes).map_err(failed)?;
-                Ok((tensor.name.as_str(), view))
-            })
-            .collect::<Result<_>>()?;
-        let metadata = [("format".to_string(), "pt".to_string())].into();
-        self.write("model.safetensors", &safetensors::serialize(views, Some(metadata)).map_err(failed)?)?;
-        if validations.len() > 1 {
-            self.write("loss.svg", plot(validations, settings.layers)?.as_bytes())?;
+        if state::exists(folder) {
+            let reason = "holds an unfinished run: go on with it by --resume, give --out a new folder, or remove this one";
+            return Err(Error::file(folder, reason));
         }
         Ok(())
     }
 
-    fn write_json(&self, name: &str, value: &serde_json::Value) -> Result<()> {
-        self.write(name, format!("{value:#}\n").as_bytes())
+    /// Creates the folder, or empties it of the previous output's logs and weights, and writes everything but
+    /// the weights.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and those of [`Output::check`].
+    pub fn create(folder: &Path, settings: &Settings, files: &[(String, Vec<u8>)]) -> Result<Self> {
+        Self::check(folder)?;
+        fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        // Old weights beside a new configuration would be a broken checkpoint. The log is written first: it
+        // is what tells this folder from others, whenever the run is broken off.
+        let mut ends = Vec::new();
+        for (name, _, header) in kinds(settings) {
+            write(folder, name, header.as_bytes())?;
+            if name == LOG {
+                for old in [MODEL, "loss.svg", "monitor.svg", HISTOGRAM] {
+                    remove(&folder.join(old))?;
+                }
+            }
+            let hash = Fingerprint::of(header.as_bytes()).0;
+            ends.push(LogEnd { name: name.to_owned(), bytes: header.len() as u64, hash });
+        }
+        for (name, bytes) in files {
+            write(folder, name, bytes)?;
+        }
+        Self::open(folder, settings, &ends)
     }
 
-    /// Writes a file aside and renames it, so that a reader never meets half of it.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (aside, path) = (self.folder.join(format!(".{name}.part")), self.folder.join(name));
-        fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, &path)).map_err(|error| {
-            // The error at hand matters more than one of the clean-up.
-            let _ = fs::remove_file(&aside);
-            Error::io(&path, error)
-        })
+    /// The folder of a run that goes on: its logs are cut back to where they were when it was saved.
+    ///
+    /// # Errors
+    /// [`Error::File`] for logs that are not those of the run; none has been cut then.
+    pub fn open(folder: &Path, settings: &Settings, ends: &[LogEnd]) -> Result<Self> {
+        let mut logs = Vec::new();
+        for (name, kind, _) in kinds(settings) {
+            let end = ends.iter().find(|end| end.name == name);
+            let end = end.ok_or_else(|| Error::file(folder.join(STATE), format!("knows of no {name}")))?;
+            logs.push(Log::open(folder, kind, end)?);
+        }
+        if let Err(TryLockError::WouldBlock) = logs[0].file.try_lock() {
+            return Err(Error::file(folder, "is being trained into by another process"));
+        }
+        for log in &mut logs {
+            let cut = log.file.set_len(log.bytes).and_then(|()| log.file.seek(SeekFrom::Start(log.bytes)));
+            cut.map_err(|error| Error::io(&log.path, error))?;
+        }
+        Ok(Output { folder: folder.to_path_buf(), logs })
+    }
+
+    /// Appends lines to a log; to one that the run does not write, nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append(&mut self, kind: LogKind, lines: &str) -> Result<()> {
+        self.logs.iter_mut().filter(|log| log.kind == kind).try_for_each(|log| log.append(lines))
+    }
+
+    /// Where the logs end.
+    pub fn ends(&self) -> Vec<LogEnd> {
+        let end = |log: &Log| LogEnd {
+            name: log.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            bytes: log.bytes,
+            hash: log.hash.0,
+        };
+        self.logs.iter().map(end).collect()
+    }
+
+    /// Writes the state. From its renaming on, the run goes on from here; before, from the state before.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save_state(&self, trainer: &Trainer, origin: &Origin, position: Position) -> Result<()> {
+        for log in &self.logs {
+            log.file.sync_data().map_err(|error| Error::io(&log.path, error))?;
+        }
+        aside(&self.folder, STATE, |path| state::write(path, trainer, origin, position))
+    }
+
+    /// Writes the weights and the pictures, which follow from state and logs.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::File`].
+    pub fn save_model(&self, trainer: &Trainer, dtype: Dtype) -> Result<()> {
+        let tensors = trainer.graph.layout.tensors(&trainer.config);
+        let entries: Vec<Entry<'_>> = tensors
+            .into_iter()
+            .map(|tensor| {
+                // The final norm's weight multiplies every logit of every exit.
+                let factor = if tensor.name == NORM { trainer.settings.logit_scale } else { 1.0 };
+                let values = Values::Rounded(&trainer.weights[tensor.range], factor, dtype);
+                Entry { name: tensor.name, shape: tensor.shape, values }
+            })
+            .collect();
+        let metadata = [("format", "pt".to_owned())];
+        aside(&self.folder, MODEL, |path| tensors::write(path, &entries, &metadata))?;
+        for (name, log, draw) in [
+            ("loss.svg", LOG, plot::losses as fn(&str) -> Result<Option<String>>),
+            ("monitor.svg", MONITOR, plot::monitor),
+        ] {
+            let path = self.folder.join(log);
+            let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+            if let Some(svg) = draw(&text)? {
+                write(&self.folder, name, svg.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the state of a run that is finished.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(self) -> Result<()> {
+        remove(&self.folder.join(STATE))
+    }
+}
+
+/// Writes a file aside and renames it, so that a reader never meets half of it.
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    aside(folder, name, |path| fs::write(path, bytes).map_err(|error| Error::io(path, error)))
+}
+
+/// Has a file written aside and renames it.
+fn aside(folder: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let (aside, path) = (folder.join(format!(".{name}.part")), folder.join(name));
+    let renamed =
+        write(&aside).and_then(|()| fs::rename(&aside, &path).map_err(|error| Error::io(&path, error)));
+    renamed.inspect_err(|_| {
+        // The error at hand matters more than one of the clean-up.
+        let _ = fs::remove_file(&aside);
+    })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
     }
 }
 
@@ -160,6 +299,24 @@ pub struct LogLine<'a> {
     pub validation: Option<&'a Validation>,
 }
 
+impl LogLine<'_> {
+    /// The line.
+    pub fn text(&self) -> String {
+        let mut text = format!("{},{},{:.6}", self.step, self.tokens, self.learning_rate);
+        let number = |value: Option<f64>| value.map_or(String::from(","), |value| format!(",{value:.4}"));
+        text += &number(self.loss);
+        self.exits.iter().for_each(|&exit| text += &number(exit));
+        for l in 0..self.exits.len() {
+            text += &number(self.validation.map(|v| v.loss[l]));
+        }
+        for l in 0..self.exits.len() {
+            text += &number(self.validation.map(|v| v.agreement[l]));
+        }
+        text.push('\n');
+        text
+    }
+}
+
 fn header(layers: usize) -> String {
     let columns = |name: &str| (1..=layers).map(|l| format!(",{name}_{l}")).collect::<String>();
     let (exits, validation, agreement) = (columns("exit"), columns("validation"), columns("agreement"));
@@ -169,99 +326,8 @@ fn header(layers: usize) -> String {
 /// Whether `path` is a log of this trainer.
 fn is_log(path: &Path) -> bool {
     let mut line = String::new();
-    File::open(path)
-        .and_then(|file| BufReader::new(std::io::Read::take(file, 1 << 16)).read_line(&mut line))
-        .is_ok_and(|_| line.starts_with("step,tokens,learning_rate,loss,exit_1"))
-}
-
-fn config(settings: &Settings) -> serde_json::Value {
-    let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": settings.layers,
-        "hidden_size": settings.hidden,
-        "intermediate_size": settings.intermediate,
-        "num_attention_heads": settings.heads,
-        "num_key_value_heads": settings.kv_heads,
-        "head_dim": settings.head_dim(),
-        "vocab_size": settings.vocab,
-        "max_position_embeddings": settings.context,
-        "rms_norm_eps": Settings::RMS_NORM_EPS,
-        "rope_theta": Settings::ROPE_THETA,
-        "rope_scaling": null,
-        "hidden_act": "silu",
-        "attention_bias": false,
-        "attention_dropout": 0.0,
-        "mlp_bias": false,
-        "tie_word_embeddings": true,
-        "initializer_range": 0.02,
-        "bos_token_id": settings.vocab - 2,
-        "eos_token_id": settings.vocab - 1,
-        "torch_dtype": "bfloat16",
-        "use_cache": true,
-    });
-    match settings.attention.pattern {
-        Pattern::Window { keys } => config["sliding_window"] = json!(keys),
-        Pattern::Chunk { keys } => config["attention_chunk_size"] = json!(keys),
-        _ => {}
-    }
-    config
-}
-
-fn generation_config(settings: &Settings) -> serde_json::Value {
-    json!({ "bos_token_id": settings.vocab - 2, "eos_token_id": settings.vocab - 1 })
-}
-
-fn tokenizer_config(settings: &Settings) -> serde_json::Value {
-    json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer::BEGIN,
-        "eos_token": tokenizer::END,
-        "clean_up_tokenization_spaces": false,
-        "model_max_length": settings.context,
-        // The model has seen no dialogue: turns are paragraphs for it to continue.
-        "chat_template": "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}",
-    })
-}
-
-/// Held-out cross-entropy of every exit over the steps, as SVG.
-fn plot(validations: &[Validation], layers: usize) -> Result<String> {
-    let mut svg = String::new();
-    draw(&mut svg, validations, layers)
-        .map_err(|error| Error::Text { what: "loss.svg".into(), reason: error.to_string() })?;
-    Ok(svg)
-}
-
-fn draw(
-    svg: &mut String,
-    validations: &[Validation],
-    layers: usize,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::with_string(svg, (800, 480)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let losses = validations.iter().flat_map(|v| v.loss.iter().copied());
-    let (low, high) = losses.fold((f64::INFINITY, 0.0f64), |(low, high), x| (low.min(x), high.max(x)));
-    let last = validations.last().map_or(1, |v| v.step);
-    let mut chart = ChartBuilder::on(&root)
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(48)
-        .build_cartesian_2d(0..last, (low - 0.1).max(0.0)..high.max(low + 0.1))?;
-    chart
-        .configure_mesh()
-        .x_desc("step")
-        .y_desc("held-out loss, nats a token")
-        .light_line_style(WHITE)
-        .draw()?;
-    for l in 0..layers {
-        let hue = 0.7 * l as f64 / layers as f64;
-        let style = HSLColor(hue, 0.8, 0.42).stroke_width(if l + 1 == layers { 3 } else { 1 });
-        chart
-            .draw_series(LineSeries::new(validations.iter().map(|v| (v.step, v.loss[l])), style))?
-            .label(format!("exit {}", l + 1))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
-    }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
-    root.present()?;
-    Ok(())
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+        && File::open(path)
+            .and_then(|file| BufReader::new(file.take(1 << 16)).read_line(&mut line))
+            .is_ok_and(|_| line.starts_with("step,tokens,learning_rate,loss,exit_1"))
 }

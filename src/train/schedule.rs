@@ -75,12 +75,31 @@ pub fn exit_weights(
     weights.iter_mut().for_each(|weight| *weight /= sum);
 }
 
-/// p(l, t) = S(t)·(e^{l·ln 2/(L−1)} − 1)·p_max with the S of training from scratch,
-/// S(t) = e^{t·ln 2/(T−1)} − 1: the probability that a sample skips layer `layer` in step `step`.
-pub fn dropout_probability(p_max: f64, layer: usize, layers: usize, step: usize, steps: usize) -> f64 {
+/// S(t): how layer dropout grows over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropoutGrowth {
+    /// S(t) = e^{t·ln 2/(T−1)} − 1, from 0 to 1: for training from scratch.
+    Exponential,
+    /// S(t) = 1: for training a model further.
+    Constant,
+}
+
+/// p(l, t) = S(t)·(e^{l·ln 2/(L−1)} − 1)·p_max: the probability that a sample skips layer `layer` in step `step`.
+pub fn dropout_probability(
+    p_max: f64,
+    s: DropoutGrowth,
+    layer: usize,
+    layers: usize,
+    step: usize,
+    steps: usize,
+) -> f64 {
     let growth =
         |i: usize, n: usize| if n < 2 { 1.0 } else { (i as f64 * LN_2 / (n - 1) as f64).exp() - 1.0 };
-    growth(step, steps) * growth(layer, layers) * p_max
+    let over_time = match s {
+        DropoutGrowth::Exponential => growth(step, steps),
+        DropoutGrowth::Constant => 1.0,
+    };
+    over_time * growth(layer, layers) * p_max
 }
 
 /// Learning rate of `step`: linear over the first `warm_up` steps to `peak`, then half a cosine to `peak / 20`.
@@ -145,12 +164,18 @@ mod tests {
 
     #[test]
     fn dropout_grows_with_depth_and_time() {
-        assert_eq!(dropout_probability(0.2, 0, 5, 99, 100), 0.0);
-        assert_eq!(dropout_probability(0.2, 4, 5, 0, 100), 0.0);
-        assert!((dropout_probability(0.2, 4, 5, 99, 100) - 0.2).abs() < 1e-12);
+        let p =
+            |layer, step, steps| dropout_probability(0.2, DropoutGrowth::Exponential, layer, 5, step, steps);
+        assert_eq!(p(0, 99, 100), 0.0);
+        assert_eq!(p(4, 0, 100), 0.0);
+        assert!((p(4, 99, 100) - 0.2).abs() < 1e-12);
         // Halfway in both: (√2 − 1)²·p_max.
-        let middle = dropout_probability(0.2, 2, 5, 50, 101);
-        assert!((middle - 0.2 * (2f64.sqrt() - 1.0).powi(2)).abs() < 1e-12);
+        assert!((p(2, 50, 101) - 0.2 * (2f64.sqrt() - 1.0).powi(2)).abs() < 1e-12);
+        // A model that is trained further has its whole dropout from the first step on.
+        let p = |layer, step| dropout_probability(0.2, DropoutGrowth::Constant, layer, 5, step, 100);
+        assert_eq!(p(0, 0), 0.0);
+        assert!((p(4, 0) - 0.2).abs() < 1e-12 && (p(4, 70) - 0.2).abs() < 1e-12);
+        assert!((p(2, 0) - 0.2 * (2f64.sqrt() - 1.0)).abs() < 1e-12);
     }
 
     #[test]
