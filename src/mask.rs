@@ -145,6 +145,19 @@ impl Mask {
     }
 }
 
+impl Mask {
+    /// Length of the chunks or blocks at whose borders what rows see changes; None for patterns without borders.
+    pub fn chunk(&self) -> Option<usize> {
+        match self.pattern {
+            Pattern::Causal | Pattern::Full | Pattern::Window { .. } => None,
+            Pattern::Chunk { keys }
+            | Pattern::Overlap { keys }
+            | Pattern::Blockwise { keys }
+            | Pattern::Block { keys } => Some(keys),
+        }
+    }
+}
+
 impl fmt::Display for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pattern {
@@ -156,38 +169,53 @@ impl fmt::Display for Mask {
             Pattern::Block { keys } => write!(f, "block:{keys}")?,
             Pattern::Full => write!(f, "bidirectional")?,
         }
-        if self.prefix > 0 { write!(f, "+sinks:{}", self.prefix) } else { Ok(()) }
+        match self.prefix {
+            0 => Ok(()),
+            prefix if self.is_causal() => write!(f, "+sinks:{prefix}"),
+            prefix => write!(f, "+globals:{prefix}"),
+        }
     }
 }
 
 impl FromStr for Mask {
     type Err = Error;
 
-    /// Parses the causal patterns as the command line writes them:
-    /// `full | window:W | chunk:C | overlap:C`, each with an optional `+sinks:S`.
+    /// Parses what [`Display`](fmt::Display) writes: the causal patterns `full | window:W | chunk:C | overlap:C`, each with an
+    /// optional `+sinks:S`, and the bidirectional ones `bidirectional | block:B | blockwise:B`, each with an optional
+    /// `+globals:G`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = || {
             Error::argument(
                 "--attention",
                 format!(
-                    "'{}' is none of full, window:W, chunk:C, overlap:C, each with an optional +sinks:S (W, C ≥ 1)",
+                    "'{}' is none of full, window:W, chunk:C, overlap:C, each with an optional +sinks:S (W, C ≥ 1), \
+                     and bidirectional, block:B, blockwise:B, each with an optional +globals:G (B ≥ 1, blockwise: even)",
                     crate::error::printable(text)
                 ),
             )
         };
         let number = |s: &str| s.parse::<usize>().ok().filter(|n| (1..=1 << 40).contains(n)).ok_or_else(bad);
-        let (pattern, sinks) = match text.split_once('+') {
-            Some((pattern, sinks)) => (pattern, number(sinks.strip_prefix("sinks:").ok_or_else(bad)?)?),
-            None => (text, 0),
+        let (pattern, prefix) = match text.split_once('+') {
+            Some((pattern, prefix)) => (pattern, Some(prefix)),
+            None => (text, None),
         };
         let pattern = match pattern.split_once(':') {
             None if pattern == "full" => Pattern::Causal,
+            None if pattern == "bidirectional" => Pattern::Full,
             Some(("window", keys)) => Pattern::Window { keys: number(keys)? },
             Some(("chunk", keys)) => Pattern::Chunk { keys: number(keys)? },
             Some(("overlap", keys)) => Pattern::Overlap { keys: number(keys)? },
+            Some(("block", keys)) => Pattern::Block { keys: number(keys)? },
+            Some(("blockwise", keys)) => match number(keys)? {
+                keys if keys % 2 == 0 => Pattern::Blockwise { keys },
+                _ => return Err(bad()),
+            },
             _ => return Err(bad()),
         };
-        Ok(Mask { pattern, prefix: sinks })
+        let mask = Mask { pattern, prefix: 0 };
+        let Some(prefix) = prefix else { return Ok(mask) };
+        let word = if mask.is_causal() { "sinks:" } else { "globals:" };
+        Ok(Mask { prefix: number(prefix.strip_prefix(word).ok_or_else(bad)?)?, ..mask })
     }
 }
 
@@ -281,7 +309,18 @@ mod tests {
 
     #[test]
     fn text_round_trips_and_nonsense_is_refused() {
-        for text in ["full", "window:4096", "chunk:8", "overlap:3", "window:5+sinks:4", "full+sinks:2"] {
+        for text in [
+            "full",
+            "window:4096",
+            "chunk:8",
+            "overlap:3",
+            "window:5+sinks:4",
+            "full+sinks:2",
+            "bidirectional",
+            "bidirectional+globals:3",
+            "block:7",
+            "blockwise:64+globals:1",
+        ] {
             assert_eq!(text.parse::<Mask>().unwrap().to_string(), text);
         }
         for text in [
@@ -297,6 +336,12 @@ mod tests {
             "causal:1",
             "window:99999999999999999999",
             "full:3",
+            "bidirectional:3",
+            "block:0",
+            "blockwise:5",
+            "blockwise:8+sinks:1",
+            "window:8+globals:1",
+            "block:4+globals:0",
         ] {
             let error = text.parse::<Mask>().expect_err(text).to_string();
             assert!(error.starts_with("--attention: "), "{error}");

@@ -595,3 +595,55 @@ fn the_plan_is_printed_and_nothing_written() {
     );
     assert!(!out.exists());
 }
+
+/// An encoder has a mask token and says what it is; the commands that decode refuse it and its masks with a cause.
+#[test]
+fn an_encoder_is_trained_and_not_decoded() {
+    let root = tempfile::tempdir().unwrap();
+    let (text_file, out) = (root.path().join("text.txt"), root.path().join("encoder"));
+    fs::write(&text_file, text()).unwrap();
+    let command = |subcommand: &str, options: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warploom"));
+        command.arg(subcommand).args(options.split_whitespace());
+        if subcommand == "train" {
+            command.arg("--text").arg(&text_file).arg("--out").arg(&out);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let small = "--layers 2 --hidden 16 --heads 4 --kv-heads 2 --vocab 300 --steps 3 --batch 2 --sequence 16";
+    let (code, message) = command("train", &format!("{small} --attention block:4"));
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("--objective masked"), "{message}");
+    let (code, message) = command("train", &format!("{small} --objective masked --attention chunk:4"));
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("blockwise:B") && !out.exists(), "{message}");
+
+    let masked = format!("{small} --objective masked --attention blockwise:8+globals:1");
+    let (code, message) = command("train", &masked);
+    assert_eq!(code, Some(0), "{message}");
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(out.join(name)).unwrap()).unwrap()
+    };
+    let config = json("config.json");
+    assert_eq!(config["architectures"][0], "LlamaForMaskedLM");
+    assert_eq!(config["attention"], "blockwise:8+globals:1");
+    assert_eq!((&config["mask_token_id"], &config["bos_token_id"]), (&297.into(), &298.into()));
+    assert_eq!(json("tokenizer_config.json")["mask_token"], "<|mask|>");
+    let tokenizer = tokenizers::Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
+    assert_eq!((tokenizer.get_vocab_size(true), tokenizer.token_to_id("<|mask|>")), (300, Some(297)));
+    let log = fs::read_to_string(out.join("log.csv")).unwrap();
+    let last: Vec<&str> = log.lines().last().unwrap().split(',').collect();
+    let column = |name: &str| log.lines().next().unwrap().split(',').position(|c| c == name).unwrap();
+    for name in ["loss", "validation_1", "validation_2"] {
+        let loss: f64 = last[column(name)].parse().unwrap();
+        assert!((4.0..6.5).contains(&loss), "{name} is {loss}; of 300 tokens alike it would be 5.7");
+    }
+
+    let (code, message) = command("generate", &format!("--model {} --prompt a", out.display()));
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("encoder") && message.contains("--objective next"), "{message}");
+    let (code, message) = command("generate", "--prompt a --attention block:8");
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("block:8 lets rows see what comes after them"), "{message}");
+}

@@ -122,6 +122,11 @@ impl Config {
         let model_type = match fields.text("model_type")? {
             Some("llama") => ModelType::Llama,
             Some("mistral") => ModelType::Mistral,
+            Some(ENCODER) => {
+                let reason = "is an encoder, trained to fill in masked tokens; it predicts no next token, so that there is nothing \
+                              to decode: train with --objective next for that";
+                return Err(fields.error("model_type", reason));
+            }
             Some(other) => {
                 let reason = format!("'{}' is not supported; it must be llama or mistral", printable(other));
                 return Err(fields.error("model_type", reason));
@@ -289,6 +294,8 @@ impl Config {
     }
 }
 
+/// `model_type` of the encoders that `warploom train --objective masked` leaves.
+pub const ENCODER: &str = "llama_encoder";
 /// Name of the token embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the final norm.

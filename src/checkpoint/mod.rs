@@ -14,7 +14,7 @@ mod rope;
 mod safetensors;
 mod weights;
 
-pub use config::{Config, EMBEDDING, HEAD, ModelType, NORM};
+pub use config::{Config, EMBEDDING, ENCODER, HEAD, ModelType, NORM};
 pub use hub::resolve_model;
 pub use published::{PUBLISHED, Published};
 pub use rope::{Rope, RopeScaling};

@@ -48,12 +48,20 @@ pub struct ModelArgs {
     context: Option<usize>,
     /// Attention of every layer: full, window:W, chunk:C or overlap:C, each with +sinks:S if wanted [default:
     /// the checkpoint's]
-    #[arg(long, value_name = "MASK", value_parser = value::<Mask>)]
+    #[arg(long, value_name = "MASK", value_parser = causal)]
     attention: Option<Mask>,
     /// Quantise the feed-forward weights to fp8 (e4m3, a scale for each row) when they are loaded, but for the first and the
     /// last layer's; activations that meet them are quantised row by row
     #[arg(long)]
     fp8: bool,
+}
+
+/// Parses a mask of a decoder, in which no row sees what comes after it.
+fn causal(text: &str) -> std::result::Result<Mask, String> {
+    match value::<Mask>(text)? {
+        mask if mask.is_causal() => Ok(mask),
+        mask => Err(format!("{mask} lets rows see what comes after them, and a decoder has nothing there")),
+    }
 }
 
 impl ModelArgs {

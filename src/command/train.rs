@@ -12,10 +12,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use warploom::{
     Error, Result,
     checkpoint::{Config, Dtype, resolve_model},
-    mask::Mask,
+    mask::{Mask, Pattern},
     train::{
-        Curriculum, Documents, DropoutGrowth, Event, ExitScale, Mitigation, Plan, Progress, Settings,
-        read_text, resume, train,
+        Curriculum, Documents, DropoutGrowth, Event, ExitScale, Mitigation, Objective, Plan, Progress,
+        Settings, read_text, resume, train,
     },
 };
 
@@ -39,6 +39,15 @@ enum ExitWeightsName {
     Depth,
     /// All alike: for small models that draft with their first layers
     Equal,
+}
+
+/// What the loss is of.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ObjectiveName {
+    /// The next token: a decoder
+    Next,
+    /// Tokens that are hidden among those on both sides: an encoder, which cannot generate
+    Masked,
 }
 
 /// S(t) of layer dropout.
@@ -160,8 +169,12 @@ struct ModelArgs {
     /// Longest context of the checkpoint [default: --sequence]
     #[arg(long)]
     context: Option<usize>,
-    /// Attention pattern: full, window:W, chunk:C or overlap:C [default: full, or that of --from]
-    #[arg(long, value_parser = value::<Mask>)]
+    /// What the loss is of
+    #[arg(long, value_enum, default_value = "next")]
+    objective: ObjectiveName,
+    /// Attention pattern: full, window:W, chunk:C or overlap:C, each with +sinks:S if wanted [default: full, or that of --from]; with
+    /// --objective masked: bidirectional, block:B or blockwise:B, each with +globals:G if wanted [default: bidirectional]
+    #[arg(long, value_name = "MASK", value_parser = value::<Mask>)]
     attention: Option<Mask>,
     /// Type of the saved weights [default: bf16, or that of --from]
     #[arg(long, value_enum)]
@@ -261,7 +274,14 @@ impl TrainArgs {
             kv_heads: 2,
             vocab: 3072,
             context: data.sequence,
-            attention: Mask::CAUSAL,
+            objective: match model.objective {
+                ObjectiveName::Next => Objective::Next,
+                ObjectiveName::Masked => Objective::Masked,
+            },
+            attention: match model.objective {
+                ObjectiveName::Next => Mask::CAUSAL,
+                ObjectiveName::Masked => Mask { pattern: Pattern::Full, prefix: 0 },
+            },
             steps: data.steps,
             batch: data.batch,
             accumulate: data.accumulate,

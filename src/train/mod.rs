@@ -12,6 +12,7 @@ mod fingerprint;
 mod matrix;
 mod model;
 mod monitor;
+mod objective;
 mod ops;
 mod output;
 mod parameters;
@@ -31,6 +32,7 @@ use rand_chacha::ChaCha8Rng;
 
 pub use data::{Documents, read_text};
 pub use monitor::{Event, Mitigation};
+pub use objective::{Objective, UNCOUNTED};
 pub use plan::Plan;
 pub use schedule::{Curriculum, DropoutGrowth, ExitScale, dropout_probability, exit_weights, learning_rate};
 pub use settings::Settings;
@@ -38,6 +40,7 @@ pub use trainer::{Batch, Sequence, StepReport, Trainer};
 
 use crate::{Error, Result};
 use data::Corpus;
+use objective::Masking;
 use output::{LogKind, LogLine, Output};
 use source::Source;
 use state::{Origin, Position, Sums};
@@ -45,6 +48,9 @@ use trainer::{Stream, rng};
 
 /// Held-out sequences of an evaluation.
 const VALIDATION_SEQUENCES: usize = 16;
+
+/// Times that each of them is masked anew, where the loss is of masked tokens: 15 in 100 count at a time.
+const MASKINGS: usize = 6;
 
 /// Gradients added as one unit of parallel work; fixed, so that sums do not depend on the threads.
 const CHUNK: usize = 1 << 14;
@@ -120,7 +126,7 @@ pub fn train(
     let mut run = Run {
         data: rng(settings.seed, Stream::Data),
         means: Means::new(settings.layers),
-        held_out: corpus.held_out(settings.sequence, VALIDATION_SEQUENCES),
+        held_out: held_out(&corpus, settings),
         dtype: source.dtype,
         corpus,
         trainer,
@@ -163,7 +169,7 @@ pub fn resume(
     let run = Run {
         data,
         means: Means::of(&sums),
-        held_out: corpus.held_out(settings.sequence, VALIDATION_SEQUENCES),
+        held_out: held_out(&corpus, settings),
         dtype: source.dtype,
         corpus,
         trainer,
@@ -171,6 +177,17 @@ pub fn resume(
         output,
     };
     run.go_on(None, observe)
+}
+
+/// The sequences of an evaluation.
+fn held_out(corpus: &Corpus, settings: &Settings) -> Batch {
+    let batch = corpus.held_out(settings.sequence, VALIDATION_SEQUENCES);
+    let Some(masking) = Masking::held_out(settings) else { return batch };
+    let mut all = batch.repeated(MASKINGS);
+    all.sequences_mut()
+        .enumerate()
+        .for_each(|(i, sequence)| masking.hide(i, sequence.inputs, sequence.targets));
+    all
 }
 
 /// A run between two steps.
@@ -195,8 +212,15 @@ impl Run {
         let settings = self.trainer.settings.clone();
         let Settings { layers, steps, sequence, save_every, .. } = settings;
         let mut batch = Batch::new(settings.sequences(), sequence);
+        let masking = Masking::new(&settings);
         while self.trainer.step < steps {
             batch.sequences_mut().for_each(|sequence| self.corpus.draw(&mut self.data, sequence));
+            if let Some(masking) = &masking {
+                let before = self.trainer.step * settings.sequences();
+                let sequences = batch.sequences_mut().enumerate();
+                sequences
+                    .for_each(|(i, sequence)| masking.hide(before + i, sequence.inputs, sequence.targets));
+            }
             let report = self.trainer.step(&batch)?;
             let step = self.trainer.step;
             self.means.add(&report);

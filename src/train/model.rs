@@ -2,9 +2,9 @@
 //!
 //! Start from [`Lane`]: the activations and the gradient of the sequences that one lane works through.
 
-pub use super::attention::BLOCK as ATTENTION_ROWS;
 use super::attention::{Attention, Work};
 use super::matrix::{Matrix, MatrixMut, Update, multiply};
+use super::objective::UNCOUNTED;
 use super::ops::{self, RopeTable};
 use super::parameters::Layout;
 use crate::{backend::Angles, checkpoint::Config};
@@ -21,6 +21,8 @@ struct Activations {
     qkv: Vec<f32>,
     /// Heads' outputs before the output projection, `[rows, heads·head_dim]`.
     attended: Vec<f32>,
+    /// LSE of the scores of each head, `[rows, heads]`.
+    lse: Vec<f32>,
     /// Residual stream after attention, `[rows, hidden]`.
     middle: Vec<f32>,
     /// RMSNorm of `middle`, and 1/rms of every row.
@@ -70,7 +72,7 @@ impl Graph {
 pub struct Sample<'a> {
     /// Input tokens.
     pub inputs: &'a [u32],
-    /// The token after each input.
+    /// The token that each row is to predict, or [`UNCOUNTED`].
     pub targets: &'a [u32],
     /// Whether each row begins a document, before which it and those after it do not look. The first row
     /// always does.
@@ -123,7 +125,9 @@ pub struct Lane {
     d_gate_up: Vec<f32>,
     d_gated: Vec<f32>,
     logits: Vec<f32>,
-    /// Most likely tokens of the last exit.
+    /// Rows of the sample at work that have a target.
+    counted: Vec<usize>,
+    /// Most likely tokens of the last exit in those rows.
     choices: Vec<usize>,
     work: Work,
 }
@@ -140,6 +144,7 @@ impl Lane {
             rstd: buffer(1),
             qkv: buffer(qkv),
             attended: buffer(query),
+            lse: buffer(graph.attention[0].heads),
             middle: buffer(hidden),
             middle_normed: buffer(hidden),
             middle_rstd: buffer(1),
@@ -160,8 +165,9 @@ impl Lane {
             d_gate_up: buffer(2 * intermediate),
             d_gated: buffer(intermediate),
             logits: vec![0.0; LOGIT_ROWS.min(rows) * graph.vocab],
+            counted: Vec::with_capacity(rows),
             choices: vec![0; rows],
-            work: Work::new(rows),
+            work: Work::new(&graph.attention[0], rows),
         }
     }
 
@@ -191,7 +197,9 @@ impl Lane {
             for rows in sample.documents() {
                 let qkv = &mut qkv[rows.start * projected..rows.end * projected];
                 graph.rope.rotate(qkv, projected, turned, false);
-                attention.forward(&mut a.attended[rows.start * query..], qkv, rows.len(), &mut self.work);
+                let attended = &mut a.attended[rows.start * query..];
+                let lse = &mut a.lse[rows.start * attention.heads..];
+                attention.forward(attended, lse, qkv, rows.len(), &mut self.work);
             }
             let middle = &mut a.middle[..rows * hidden];
             middle.copy_from_slice(x);
@@ -222,6 +230,7 @@ impl Lane {
         losses: &mut [ExitLoss],
     ) {
         self.forward(graph, weights, sample);
+        self.count(sample.targets);
         let rows = sample.inputs.len();
         self.d_residual[..rows * graph.hidden].fill(0.0);
         for l in (0..graph.layout.layers.len()).rev() {
@@ -242,20 +251,22 @@ impl Lane {
     /// Cross-entropy of every exit over `sample`, added to `losses`, with the rows that agree with the last.
     pub fn evaluate(&mut self, graph: &Graph, weights: &[f32], sample: &Sample<'_>, losses: &mut [ExitLoss]) {
         self.forward(graph, weights, sample);
+        self.count(sample.targets);
         let last = graph.layout.layers.len() - 1;
         for l in (0..=last).rev() {
-            self.exit_norm(graph, weights, l, sample.targets.len());
-            for (block, targets) in sample.targets.chunks(LOGIT_ROWS).enumerate() {
-                let first = block * LOGIT_ROWS;
-                self.exit_logits(graph, weights, first, targets.len());
-                for (i, logits) in self.logits.chunks_exact_mut(graph.vocab).take(targets.len()).enumerate() {
+            self.exit_norm(graph, weights, l);
+            for first in (0..self.counted.len()).step_by(LOGIT_ROWS) {
+                let count = LOGIT_ROWS.min(self.counted.len() - first);
+                self.exit_logits(graph, weights, first, count);
+                for (i, logits) in self.logits.chunks_exact_mut(graph.vocab).take(count).enumerate() {
                     let top = ops::max(logits);
                     if l == last {
                         // A NaN equals nothing; it shows in the loss.
                         self.choices[first + i] = logits.iter().position(|&x| x == top).unwrap_or(0);
                     }
                     losses[l].agreed += usize::from(logits[self.choices[first + i]] == top);
-                    let logit = f64::from(logits[targets[i] as usize]);
+                    let target = sample.targets[self.counted[first + i]];
+                    let logit = f64::from(logits[target as usize]);
                     let (top, sum) = ops::exp_shifted(logits);
                     losses[l].sum += f64::from(sum).ln() + f64::from(top) - logit;
                 }
@@ -263,21 +274,31 @@ impl Lane {
         }
     }
 
-    /// The final norm of the residual stream after layer `l`.
-    fn exit_norm(&mut self, graph: &Graph, weights: &[f32], l: usize, rows: usize) {
-        let x = &self.residual[l + 1][..rows * graph.hidden];
-        let weight = &weights[graph.layout.norm.clone()];
-        ops::rms_norm(&mut self.exit_normed, &mut self.exit_rstd, x, weight, graph.eps);
+    /// Finds the rows that have a target.
+    fn count(&mut self, targets: &[u32]) {
+        self.counted.clear();
+        self.counted.extend((0..targets.len()).filter(|&row| targets[row] != UNCOUNTED));
     }
 
-    /// Logits of `count` rows from `first` on.
+    /// The final norm of the residual stream after layer `l`, of the rows that have a target.
+    fn exit_norm(&mut self, graph: &Graph, weights: &[f32], l: usize) {
+        let hidden = graph.hidden;
+        let weight = &weights[graph.layout.norm.clone()];
+        let outs = self.exit_normed.chunks_exact_mut(hidden).zip(&mut self.exit_rstd);
+        for ((out, rstd), &row) in outs.zip(&self.counted) {
+            let x = &self.residual[l + 1][row * hidden..][..hidden];
+            ops::rms_norm(out, std::slice::from_mut(rstd), x, weight, graph.eps);
+        }
+    }
+
+    /// Logits of `count` rows with a target, from the `first`-th of them on.
     fn exit_logits(&mut self, graph: &Graph, weights: &[f32], first: usize, count: usize) {
         let normed = &self.exit_normed[first * graph.hidden..];
         let head = &weights[graph.layout.head.clone()];
         linear(Update::Set, &mut self.logits, normed, head, count, graph.hidden);
     }
 
-    /// Head and cross-entropy of the exit after layer `l`, forward and backward: sets this exit's share in
+    /// Head and cross-entropy of the exit after layer `l`, forward and backward: adds this exit's share to
     /// `d_residual`, times `scale`, and returns the sum of the rows' cross-entropies.
     fn exit_backward(
         &mut self,
@@ -287,14 +308,16 @@ impl Lane {
         l: usize,
         scale: f32,
     ) -> f64 {
-        let (rows, hidden, vocab) = (targets.len(), graph.hidden, graph.vocab);
+        let (hidden, vocab) = (graph.hidden, graph.vocab);
         let head = &weights[graph.layout.head.clone()];
-        self.exit_norm(graph, weights, l, rows);
+        self.exit_norm(graph, weights, l);
         let mut loss = 0.0;
-        for (block, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
-            let (first, count) = (block * LOGIT_ROWS, targets.len());
+        for first in (0..self.counted.len()).step_by(LOGIT_ROWS) {
+            let count = LOGIT_ROWS.min(self.counted.len() - first);
             self.exit_logits(graph, weights, first, count);
-            for (logits, &target) in self.logits.chunks_exact_mut(vocab).zip(targets) {
+            let rows = &self.counted[first..][..count];
+            for (logits, &row) in self.logits.chunks_exact_mut(vocab).zip(rows) {
+                let target = targets[row];
                 let logit = f64::from(logits[target as usize]);
                 let (top, sum) = ops::exp_shifted(logits);
                 loss += f64::from(sum).ln() + f64::from(top) - logit;
@@ -321,14 +344,18 @@ impl Lane {
             );
         }
         let norm = graph.layout.norm.clone();
-        ops::rms_norm_backward(
-            &mut self.d_residual[..rows * hidden],
-            &mut self.gradient[norm.clone()],
-            &self.d_normed,
-            &self.residual[l + 1],
-            &self.exit_rstd,
-            &weights[norm],
-        );
+        let d_rows = self.d_normed.chunks_exact(hidden).zip(&self.exit_rstd);
+        for ((d_normed, rstd), &row) in d_rows.zip(&self.counted) {
+            let place = row * hidden..(row + 1) * hidden;
+            ops::rms_norm_backward(
+                &mut self.d_residual[place.clone()],
+                &mut self.gradient[norm.clone()],
+                d_normed,
+                &self.residual[l + 1][place],
+                std::slice::from_ref(rstd),
+                &weights[norm.clone()],
+            );
+        }
         loss
     }
 
@@ -369,7 +396,8 @@ impl Lane {
             let span = rows.start * projected..rows.end * projected;
             let d_qkv = &mut d_qkv[span.clone()];
             let d_attended = &self.d_attended[rows.start * query..];
-            attention.backward(d_qkv, d_attended, &a.qkv[span], rows.len(), &mut self.work);
+            let (attended, lse) = (&a.attended[rows.start * query..], &a.lse[rows.start * attention.heads..]);
+            attention.backward(d_qkv, d_attended, attended, lse, &a.qkv[span], rows.len(), &mut self.work);
             graph.rope.rotate(d_qkv, projected, turned, true);
         }
         let range = layer.qkv.clone();

@@ -68,6 +68,11 @@ pub fn exp_shifted(values: &mut [f32]) -> (f32, f32) {
     (top, sum + sums.iter().sum::<f32>())
 }
 
+/// Replaces `values` by e^(value − `shift`).
+pub fn exp_of(values: &mut [f32], shift: f32) {
+    values.iter_mut().for_each(|value| *value = exp(*value - shift));
+}
+
 /// RMSNorm of every row: `out = x · rstd · weight`, `rstd = 1/√(mean x² + ε)` kept for the backward pass.
 pub fn rms_norm(out: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let hidden = weight.len();

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use super::{
-    model::{ATTENTION_ROWS, LOGIT_ROWS},
+    attention::stacked_rows,
+    model::LOGIT_ROWS,
+    objective::{Masking, Objective},
     schedule::Curriculum,
     settings::Settings,
 };
@@ -59,14 +61,18 @@ impl Plan {
         let tokens_per_step = sequences * s;
 
         // As `Lane` allocates them; a row of what each layer keeps, and one of what all share.
-        let layer_row = 3.0 * h + qkv + query + 3.0 * i + 2.0;
+        let (heads_q, heads_kv) = match config {
+            Some(config) => (config.heads, config.kv_heads),
+            None => (settings.heads.max(1), settings.kv_heads.clamp(1, settings.heads.max(1))),
+        };
+        let layer_row = 3.0 * h + qkv + query + of(heads_q) + 3.0 * i + 2.0;
         let row = l * layer_row + (l + 1.0) * h + 3.0 * h + query + qkv + 3.0 * i + 1.0;
-        let work = 2.0 * of(ATTENTION_ROWS) * s;
+        let work = 2.0 * of(stacked_rows(heads_q, heads_kv)) * (s + query / of(heads_q));
         let memory = vec![
             ("weights", 4.0 * parameters),
             ("moments", 8.0 * parameters),
             ("gradients", 4.0 * lanes * parameters),
-            ("activations", lanes * (4.0 * (row * s + work) + 8.0 * s)),
+            ("activations", lanes * (4.0 * (row * s + work) + 16.0 * s)),
             ("logits", 4.0 * lanes * of(LOGIT_ROWS.min(sequence)) * v),
             ("batch and angles", 9.0 * tokens_per_step + 4.0 * s * query / of(settings.heads.max(1))),
         ];
@@ -74,7 +80,7 @@ impl Plan {
         let keys = |mask: Mask| -> f64 {
             // Enough positions to tell, however long the sequence.
             let step = (sequence / 4096).max(1);
-            let seen = (0..sequence).step_by(step).map(|q| of(mask.visible(q, q + 1, 0).count()));
+            let seen = (0..sequence).step_by(step).map(|q| of(mask.visible(q, sequence, 0).count()));
             seen.sum::<f64>() * of(step)
         };
         let keys = match config {
@@ -98,9 +104,13 @@ impl Plan {
             }
             Curriculum::Off => l,
         };
+        let counted = match settings.objective {
+            Objective::Next => 1.0,
+            Objective::Masked => Masking::SHARE,
+        };
         // Of each product one forward and two backward; attention computes its scores once more.
-        let operations_per_step =
-            6.0 * tokens_per_step * (l * matrices + exits * v * h) + 14.0 * sequences * query * keys;
+        let operations_per_step = 6.0 * tokens_per_step * (l * matrices + counted * exits * v * h)
+            + 14.0 * sequences * query * keys;
         Plan { parameters, memory, steps, tokens_per_step, operations_per_step }
     }
 

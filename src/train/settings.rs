@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     Documents, Mitigation, Plan,
+    objective::Objective,
     schedule::{Curriculum, DropoutGrowth, ExitScale},
 };
 use crate::{
@@ -37,7 +38,9 @@ pub struct Settings {
     pub vocab: usize,
     /// `max_position_embeddings` of the checkpoint, at least `sequence`.
     pub context: usize,
-    /// Attention pattern of every layer; causal. config.json can name windows and chunks; a checkpoint trained
+    /// What the loss is of. An encoder, which [`Objective::Masked`] makes, begins from scratch.
+    pub objective: Objective,
+    /// Attention pattern of every layer; causal where the next token is to be predicted, else bidirectional. config.json can name windows and chunks; a checkpoint trained
     /// with overlapping chunks or sinks is to be run with the same `--attention`. In a model whose layers
     /// differ, that of the first; another one replaces all.
     pub attention: Mask,
@@ -108,6 +111,7 @@ impl Default for Settings {
             kv_heads: 2,
             vocab: 2048,
             context: 512,
+            objective: Objective::Next,
             attention: Mask::CAUSAL,
             steps: 2000,
             batch: 4,
@@ -225,6 +229,7 @@ impl Settings {
             ("--kv-heads", self.kv_heads.to_string()),
             ("--vocab", self.vocab.to_string()),
             ("--context", self.context.to_string()),
+            ("--objective", format!("{:?}", self.objective).to_lowercase()),
             ("--attention", self.attention.to_string()),
             ("--steps", self.steps.to_string()),
             ("--batch", self.batch.to_string()),
@@ -286,7 +291,21 @@ impl Settings {
         ensure(self.context >= self.sequence, "--context", || {
             format!("{} is shorter than the training sequences of {}", self.context, self.sequence)
         })?;
-        ensure(self.attention.is_causal(), "--attention", || "must be a causal pattern".into())?;
+        match self.objective {
+            Objective::Next => ensure(self.attention.is_causal(), "--attention", || {
+                let attention = self.attention;
+                format!(
+                    "in {attention} rows see the token that they are to predict; such patterns need --objective masked"
+                )
+            })?,
+            Objective::Masked => ensure(!self.attention.is_causal(), "--attention", || {
+                let patterns = "bidirectional, block:B or blockwise:B, each with +globals:G if wanted";
+                format!("with --objective masked rows must see what follows them; give {patterns}")
+            })?,
+        }
+        ensure(self.objective == Objective::Next || self.from.is_none(), "--objective", || {
+            "masked trains from scratch: the tokenizer of --from has no mask token".into()
+        })?;
         let rate = self.learning_rate;
         ensure(rate > 0.0 && rate.is_finite(), "--lr", || "must be a positive number".into())?;
         if let Some(steps) = self.warm_up {
@@ -329,8 +348,9 @@ impl Settings {
         ensure(self.heads.is_multiple_of(self.kv_heads), "--kv-heads", || {
             format!("{} key/value heads do not divide {} query heads", self.kv_heads, self.heads)
         })?;
-        ensure((258..=1 << 20).contains(&self.vocab), "--vocab", || {
-            "must be 258 (256 bytes and 2 special tokens) to 1048576".into()
+        let specials = self.objective.specials();
+        ensure((256 + specials..=1 << 20).contains(&self.vocab), "--vocab", || {
+            format!("must be {} (256 bytes and {specials} special tokens) to 1048576", 256 + specials)
         })
     }
 }

@@ -9,10 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{data::Marks, parameters::Layout, settings::Settings, tokenizer};
+use super::{data::Marks, objective::Objective, parameters::Layout, settings::Settings, tokenizer};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, Config, Dtype, EMBEDDING},
+    checkpoint::{Checkpoint, Config, Dtype, EMBEDDING, ENCODER},
     mask::{Mask, Pattern},
     text::Tokenizer,
 };
@@ -48,7 +48,7 @@ impl Source {
     /// # Errors
     /// Those of [`tokenizer::learn`], and [`Error::Argument`] or [`Error::Config`] for a shape that no model has.
     pub fn scratch(documents: &[&str], settings: &Settings) -> Result<Self> {
-        let learned = tokenizer::learn(documents, settings.vocab)?;
+        let learned = tokenizer::learn(documents, settings.vocab, settings.objective)?;
         let text = learned
             .to_string(false)
             .map_err(|error| Error::Text { what: TOKENIZER.into(), reason: error.to_string() })?;
@@ -95,7 +95,8 @@ impl Source {
     /// As [`Source::open`].
     pub fn resumed(folder: &Path, settings: &Settings) -> Result<Self> {
         let files = read_files(folder)?;
-        let config = Config::from_dir(folder)?;
+        let bytes = read_file(&folder.join(CONFIG))?.unwrap_or_default();
+        let config = parse(&folder.join(CONFIG), &bytes, None)?;
         settings.fits(&config, folder)?;
         let dtype = settings.dtype.or(config.dtype).unwrap_or(Dtype::Bf16);
         Self::of_files(files, dtype, settings)
@@ -108,7 +109,7 @@ impl Source {
             reason: "does not exist; a model is trained further with its own tokenizer".to_owned(),
         };
         let bytes = find(CONFIG).ok_or_else(|| missing(CONFIG))?;
-        let mut config = Config::from_json(Path::new(CONFIG), bytes, find(GENERATION_CONFIG))?;
+        let mut config = parse(Path::new(CONFIG), bytes, find(GENERATION_CONFIG))?;
         mask_all(&mut config, settings.attention);
         let json = find(TOKENIZER).ok_or_else(|| missing(TOKENIZER))?;
         let tokenizer = Tokenizer::from_bytes(json, find(TOKENIZER_CONFIG), config.vocab)?;
@@ -132,9 +133,21 @@ impl Source {
 /// [`Error::Config`] for a shape that no model has.
 pub fn config(settings: &Settings) -> Result<Config> {
     let json = pretty(&config_json(settings, Dtype::Bf16));
-    let mut config = Config::from_json(Path::new(CONFIG), &json, None)?;
+    let mut config = parse(Path::new(CONFIG), &json, None)?;
     mask_all(&mut config, settings.attention);
     Ok(config)
+}
+
+/// A model's configuration; of an encoder, which nothing but the trainer runs, as of the Llama whose shape it has.
+fn parse(path: &Path, bytes: &[u8], generation: Option<&[u8]>) -> Result<Config> {
+    match serde_json::from_slice::<Value>(bytes) {
+        Ok(mut json) if json["model_type"] == ENCODER => {
+            json["model_type"] = json!("llama");
+            Config::from_json(path, &pretty(&json), generation)
+        }
+        // What is no JSON, the loader says best.
+        _ => Config::from_json(path, bytes, generation),
+    }
 }
 
 /// Gives every layer the mask `mask`, unless it is the model's own: overlapping chunks and sinks have no field
@@ -273,6 +286,15 @@ fn config_json(settings: &Settings, dtype: Dtype) -> Value {
     if let Some(fields) = config.as_object_mut() {
         fields.extend(mask_fields(settings.attention, settings.layers));
     }
+    if settings.objective == Objective::Masked {
+        // A name of its own: what runs Llamas would run this one causally, and be wrong without a word.
+        config["architectures"] = json!(["LlamaForMaskedLM"]);
+        config["model_type"] = json!(ENCODER);
+        config["is_decoder"] = json!(false);
+        config["use_cache"] = json!(false);
+        config["mask_token_id"] = json!(settings.vocab - 3);
+        config["attention"] = json!(settings.attention.to_string());
+    }
     config
 }
 
@@ -281,13 +303,21 @@ fn generation_config(settings: &Settings) -> Value {
 }
 
 fn tokenizer_config(settings: &Settings) -> Value {
-    json!({
+    let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer::BEGIN,
         "eos_token": tokenizer::END,
         "clean_up_tokenization_spaces": false,
         "model_max_length": settings.context,
+    });
+    match settings.objective {
         // The model has seen no dialogue: turns are paragraphs for it to continue.
-        "chat_template": "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}",
-    })
+        Objective::Next => {
+            config["chat_template"] = json!(
+                "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}"
+            );
+        }
+        Objective::Masked => config["mask_token"] = json!(tokenizer::MASK),
+    }
+    config
 }

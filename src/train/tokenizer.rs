@@ -15,6 +15,7 @@ use tokenizers::{
     processors::template::TemplateProcessing,
 };
 
+use super::objective::Objective;
 use crate::{Error, Result};
 
 /// Begins every sequence.
@@ -22,16 +23,19 @@ pub const BEGIN: &str = "<|begin_of_text|>";
 /// Ends every document.
 pub const END: &str = "<|end_of_text|>";
 
+/// Stands for a token that is hidden (masked-token loss alone).
+pub const MASK: &str = "<|mask|>";
+
 /// Pieces that merges never cross: words with their leading space, up to three digits, runs of punctuation,
 /// white space.
 const PIECES: &str = r" ?\p{L}+(?:['’]\p{L}+)*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Learns a tokenizer of exactly `vocab` tokens from `documents`: 256 bytes, merges, then the two special
-/// tokens, [`BEGIN`] being added in front of every encoding.
+/// Learns a tokenizer of exactly `vocab` tokens from `documents`: 256 bytes, merges, then the special
+/// tokens, [`MASK`] where the objective needs it, [`BEGIN`], which is added in front of every encoding, and [`END`].
 ///
 /// # Errors
 /// [`Error::Argument`] if the text does not hold enough repeated pairs for so many tokens.
-pub fn learn(documents: &[&str], vocab: usize) -> Result<Tokenizer> {
+pub fn learn(documents: &[&str], vocab: usize, objective: Objective) -> Result<Tokenizer> {
     let failed = |error: tokenizers::Error| Error::Text {
         what: "learning the tokenizer".into(),
         reason: error.to_string(),
@@ -42,16 +46,16 @@ pub fn learn(documents: &[&str], vocab: usize) -> Result<Tokenizer> {
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(pieces))).with_decoder(Some(bytes));
     let mut trainer: TrainerWrapper = BpeTrainer::builder()
-        .vocab_size(vocab - 2)
+        .vocab_size(vocab - objective.specials())
         .min_frequency(2)
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build()
         .into();
     tokenizer.train(&mut trainer, documents.iter()).map_err(failed)?;
-    tokenizer
-        .add_special_tokens(vec![AddedToken::from(BEGIN, true), AddedToken::from(END, true)])
-        .map_err(failed)?;
+    let mask = (objective == Objective::Masked).then_some(MASK);
+    let specials = mask.into_iter().chain([BEGIN, END]).map(|token| AddedToken::from(token, true));
+    tokenizer.add_special_tokens(specials.collect::<Vec<_>>()).map_err(failed)?;
     let size = tokenizer.get_vocab_size(true);
     if size != vocab {
         return Err(Error::argument(

@@ -7,6 +7,7 @@ use super::{
     CHUNK, Validation,
     model::{ExitLoss, Graph, Lane, Sample},
     monitor::{Event, Verdict, Watch},
+    objective::UNCOUNTED,
     ops, parameters,
     schedule::{dropout_probability, exit_weights, learning_rate},
     settings::Settings,
@@ -45,7 +46,7 @@ pub struct Batch {
 pub struct Sequence<'a> {
     /// Input tokens.
     pub inputs: &'a mut [u32],
-    /// The token after each input.
+    /// The token that each row is to predict; [`UNCOUNTED`] where there is none.
     pub targets: &'a mut [u32],
     /// Whether a row begins a document of its own, which sees nothing of those before it and has its positions
     /// counted from 0. The first row always does.
@@ -67,6 +68,21 @@ impl Batch {
         let begins = self.begins.chunks_exact_mut(self.sequence);
         let all = inputs.zip(targets).zip(begins);
         all.map(|((inputs, targets), begins)| Sequence { inputs, targets, begins })
+    }
+
+    /// All sequences, `times` times over.
+    pub(super) fn repeated(self, times: usize) -> Self {
+        Batch {
+            inputs: self.inputs.repeat(times),
+            targets: self.targets.repeat(times),
+            begins: self.begins.repeat(times),
+            sequence: self.sequence,
+        }
+    }
+
+    /// Rows that have a target.
+    pub(super) fn counted(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != UNCOUNTED).count()
     }
 
     /// Number of sequences.
@@ -183,14 +199,32 @@ impl Trainer {
     /// [`Error::Argument`] if the batch does not have the shape of the settings or holds a token outside the
     /// vocabulary, or if the gradient is not finite; the weights are then those before the step.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let report = self.backward(batch)?;
+        let clip = (f64::from(self.settings.clip) / report.gradient_norm).min(1.0) as f32;
+        let (tensors, skipped, events) = self.watched_update(clip)?;
+        self.step += 1;
+        Ok(StepReport { tensors, skipped, events, ..report })
+    }
+
+    /// What [`Trainer::step`] does before its update: `batch` forward and backward, with the dropout and the exits of
+    /// the coming step. Leaves the weights as they are; the report has no tensors and no events.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn backward(&mut self, batch: &Batch) -> Result<StepReport> {
         let Settings { sequence, vocab, .. } = self.settings;
         let sequences = self.settings.sequences();
         if batch.sequence != sequence || batch.inputs.len() != sequences * sequence {
             let reason = format!("must hold {sequences} sequences of {sequence} tokens, as the settings say");
             return Err(Error::argument("batch", reason));
         }
-        if batch.inputs.iter().chain(&batch.targets).any(|&token| token as usize >= vocab) {
+        let targets = batch.targets.iter().filter(|&&target| target != UNCOUNTED);
+        if batch.inputs.iter().chain(targets).any(|&token| token as usize >= vocab) {
             return Err(Error::argument("batch", format!("holds a token that is not below {vocab}")));
+        }
+        let counted = batch.counted() as f64;
+        if counted == 0.0 {
+            return Err(Error::argument("batch", "has no target in any row"));
         }
         if batch.begins.iter().step_by(sequence).any(|&begins| !begins) {
             return Err(Error::argument("batch", "has a sequence whose first row begins no document"));
@@ -208,21 +242,17 @@ impl Trainer {
                 ),
             ));
         }
-        let clip = (f64::from(self.settings.clip) / gradient_norm).min(1.0) as f32;
-        let (tensors, skipped, events) = self.watched_update(clip)?;
-        self.step += 1;
-        let tokens = (sequences * sequence) as f64;
         Ok(StepReport {
-            loss: exits.iter().zip(&weights).map(|(exit, weight)| exit.sum * weight).sum::<f64>() / tokens,
+            loss: exits.iter().zip(&weights).map(|(exit, weight)| exit.sum * weight).sum::<f64>() / counted,
             exits: exits
                 .iter()
                 .zip(&weights)
-                .map(|(exit, &w)| (w > 0.0).then_some(exit.sum / tokens))
+                .map(|(exit, &w)| (w > 0.0).then_some(exit.sum / counted))
                 .collect(),
             gradient_norm,
-            tensors,
-            skipped,
-            events,
+            tensors: Vec::new(),
+            skipped: false,
+            events: Vec::new(),
         })
     }
 
@@ -292,7 +322,7 @@ impl Trainer {
             losses
         });
         let sums = total(layers, sums.collect());
-        let tokens = batch.inputs.len() as f64;
+        let tokens = batch.counted() as f64;
         Validation {
             step: self.step,
             loss: sums.iter().map(|exit| exit.sum / tokens).collect(),
@@ -334,7 +364,7 @@ impl Trainer {
     ) -> Vec<ExitLoss> {
         let layers = self.config.layers;
         let sequences = batch.len();
-        let scale = 1.0 / batch.inputs.len() as f64;
+        let scale = 1.0 / batch.counted() as f64;
         let (graph, weights, lanes) = (&self.graph, &self.weights, self.lanes.len());
         // Micro-batch follows micro-batch within each lane.
         let sums = self.lanes.par_iter_mut().enumerate().map(|(first, lane)| {
