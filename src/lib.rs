@@ -4,7 +4,7 @@
 //! From a checkpoint to tokens: [`checkpoint::Checkpoint`] opens a Hugging Face folder, [`model::Llama`] puts it on a
 //! [`backend`], [`decode::Generator`] decodes requests in rounds. [`mask`] has the attention patterns, [`cache`] the
 //! pages of keys and values; with the feature `cli` there is `text` (tokenizers, chat templates), with `train` the trainer.
-//! [`optimizer`] stands for itself: AdamW that measures how stable it is.
+//! [`optimizer`] stands for itself: AdamW that measures how stable it is. [`results`] is what benchmarks wrote.
 //!
 //! ```no_run
 //! use warploom::{Result, backend::Cpu, checkpoint::Checkpoint, decode::*, model::Llama};
@@ -39,6 +39,7 @@ pub mod mask;
 mod memory;
 pub mod model;
 pub mod optimizer;
+pub mod results;
 #[cfg(feature = "cli")]
 pub mod text;
 #[cfg(feature = "train")]

@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use warploom::{Result, error::printable};
 
-use command::{chat, compare, eval, generate, inspect, kernels, logits, output, train};
+use command::{chat, compare, eval, generate, inspect, kernels, logits, output, performance, train};
 
 /// Llama inference with exact early-exit self-speculative decoding: the first layers draft, the rest verify, and
 /// the output equals that of plain decoding bit for bit
@@ -26,6 +26,7 @@ enum Cli {
     Inspect(inspect::InspectArgs),
     Train(train::TrainArgs),
     Kernels(kernels::KernelsArgs),
+    Report(performance::ReportArgs),
 }
 
 fn run() -> Result<ExitCode> {
@@ -38,6 +39,7 @@ fn run() -> Result<ExitCode> {
         Cli::Inspect(args) => inspect::run(args)?,
         Cli::Train(args) => train::run(args)?,
         Cli::Kernels(args) => kernels::run(args)?,
+        Cli::Report(args) => performance::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

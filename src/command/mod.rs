@@ -1,7 +1,7 @@
 //! The subcommands of `warploom`, one file each: its arguments and a `run` function.
 //!
 //! What they share: `model` (which model, loaded how), `options` (prompt, sampling, drafting), `batch` (decoding
-//! prompts to texts), `report` (what it cost), `input` (files that the user names), `interrupt` (Ctrl-C), `output`, and `progress` of what is simulated.
+//! prompts to texts), `report` (what it cost; the command of that name is `performance`), `input` (files that the user names), `interrupt` (Ctrl-C), `output`, and `progress` of what is simulated.
 mod batch;
 pub mod chat;
 pub mod compare;
@@ -17,6 +17,7 @@ pub mod logits;
 mod model;
 mod options;
 pub mod output;
+pub mod performance;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 mod progress;
 mod report;
