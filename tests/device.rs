@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 use common::{
     bits_hash,
     distribution::{Counts, Joint, write_random, write_tiny},
-    golden_dir, greedy, ids, json, load, logits, reference, run,
+    golden_dir, greedy, ids, json, load, logits, reference, repository, run,
 };
 use warploom::{
     backend::{Backend, Gpu, MemoryPlan, Recordings, Row},
@@ -33,7 +33,7 @@ fn on_device(dir: &Path, context: usize) -> Llama<Gpu> {
 }
 
 fn demo() -> Llama<Gpu> {
-    on_device(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo"), 128)
+    on_device(&repository().join("assets/demo"), 128)
 }
 
 /// A prompt of the golden data.
@@ -178,7 +178,7 @@ fn sampled_rounds_keep_the_distribution() {
 /// what the logits of the other positions are off by in the mean; and that is rare.
 #[test]
 fn choices_are_the_cpus_but_for_ties() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let demo = repository().join("assets/demo");
     let mut texts: Vec<_> = GOLDEN.iter().map(|name| (golden_dir(name), prompt(name), 48)).collect();
     texts.extend([[440, 258, 414], [268, 258, 610], [11, 296, 494]].map(|p| (demo.clone(), p.to_vec(), 90)));
     let (mut positions, mut different) = (0, 0);
@@ -552,4 +552,32 @@ fn what_the_kernels_cannot_run_is_refused() {
     assert!(error.contains("cuda:99"), "{error}");
     let error = driver::open("gpu").err().expect("no such name").to_string();
     assert!(error.contains("sim"), "{error}");
+}
+
+/// What benchmarks rest on: every round keeps as many drafts as the script says, and without one the model decides again.
+#[test]
+fn scripted_rounds_keep_what_the_script_says() {
+    let llama = on_device(&golden_dir("gqa_bf16"), 256);
+    let prompt = prompt("gqa_bf16");
+    let plain = run(&llama, vec![greedy(&prompt, 4)], 256).remove(0);
+    for kept in [0, 2] {
+        llama.backend().script_acceptance(Some(kept));
+        let requests = (0..2).map(|_| drafting(greedy(&prompt, 7), 1, 3, 0.0)).collect();
+        for (finished, _) in run(&llama, requests, 256) {
+            // The last round may have room for fewer.
+            let histogram = finished.stats.histogram;
+            let rounds: usize = histogram.iter().sum();
+            assert!(histogram[kept] + 1 >= rounds && histogram[kept] >= 2, "{kept}: {histogram:?}");
+            assert_eq!(finished.ids.len(), 7);
+        }
+    }
+    let drawn =
+        Request { sampling: Sampling { temperature: 1.0, ..Sampling::default() }, ..greedy(&prompt, 2) };
+    let limits = Limits { sequences: 1, context: 256, max_draft: 0 };
+    let mut generator = warploom::decode::Generator::new(&llama, limits).unwrap();
+    let refused = generator.start(drawn).unwrap_err().to_string();
+    assert!(refused.starts_with("--temperature: acceptance is scripted"), "{refused}");
+    llama.backend().script_acceptance(None);
+    let again = run(&llama, vec![drafting(greedy(&prompt, 4), 1, 3, 0.0)], 256).remove(0);
+    assert_equal("after a script", &again, &plain);
 }

@@ -27,6 +27,11 @@ impl Published {
         })
     }
 
+    /// Its config.json, as far as it matters.
+    pub fn json(&self) -> &'static str {
+        self.json
+    }
+
     /// What the model is.
     pub fn config(&self) -> Config {
         Config::from_json(Path::new(self.name), self.json.as_bytes(), None)

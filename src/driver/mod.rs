@@ -476,7 +476,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(crate) unsafe fn launch(&self, function: Handle, launch: &Launch) -> Result<()> {
+    pub unsafe fn launch(&self, function: Handle, launch: &Launch) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.driver.launch(self.handle, function, launch) }
     }

@@ -19,12 +19,17 @@ use warploom::{
 pub const GOLDEN: [&str; 6] =
     ["gqa_bf16", "mqa_f16", "tied_bf16_dup", "rope_llama3_v5cfg_bf16", "both_bias_bf16", "odd_all_f16"];
 
+/// The repository; where tests were packed for another machine, what was packed of it.
+pub fn repository() -> PathBuf {
+    std::env::var_os("WARPLOOM_SOURCES").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 pub fn golden_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    repository().join("tests/golden").join(name)
 }
 
 pub fn extra_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_extra").join(name)
+    repository().join("tests/golden_extra").join(name)
 }
 
 pub fn json(path: &Path) -> Value {

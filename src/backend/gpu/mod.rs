@@ -9,10 +9,11 @@ mod graphs;
 mod plan;
 mod round;
 mod rows;
+mod script;
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use half::{bf16, f16};
@@ -50,6 +51,8 @@ pub struct Gpu {
     graphs: bool,
     /// Bytes of weights that have been sent to the device.
     uploaded: Arc<AtomicU64>,
+    /// Drafts that rounds keep whatever the model says; `usize::MAX`: what it says counts.
+    scripted: AtomicUsize,
 }
 
 /// Attention's is as large as the largest round asks for; more decode rows than that, which no round has, make it grow.
@@ -127,8 +130,16 @@ impl Gpu {
         let mut linear = Buffer::new(&driver, Linear::MOST_SCRATCH)?;
         stream.fill(&mut linear.view_mut(), 0)?;
         let scratch = Mutex::new(Scratch { linear, attention: Buffer::new(&driver, 0)?, generation: 0 });
-        let uploaded = Arc::default();
-        Ok(Gpu { kernels: Kernels::load(&driver)?, stream, dtype, scratch, driver, graphs: true, uploaded })
+        Ok(Gpu {
+            kernels: Kernels::load(&driver)?,
+            stream,
+            dtype,
+            scratch,
+            graphs: true,
+            uploaded: Arc::default(),
+            scripted: AtomicUsize::new(usize::MAX),
+            driver,
+        })
     }
 
     /// Whether rounds whose launches come again are recorded as graphs, as they are unless this says otherwise: for measurements of what
@@ -152,6 +163,13 @@ impl Gpu {
     /// The type of activations, keys and values.
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// For benchmarks alone: rounds of generators that are made from now on keep `kept` drafts each, whatever the model says, so that
+    /// their time can be measured on weights that were never trained. Their tokens mean nothing; sequences that draw theirs are refused.
+    /// None, which it is from the start: what the model says counts.
+    pub fn script_acceptance(&self, kept: Option<usize>) {
+        self.scripted.store(kept.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
     fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {

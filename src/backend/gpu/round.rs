@@ -1,7 +1,7 @@
 //! Rounds that stay on the device: `wl_round.h` tells what passes from kernel to kernel, [`graphs`](super::graphs) how their launches are
 //! recorded.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use bytemuck::Zeroable;
 
@@ -9,6 +9,7 @@ use super::{
     Gpu, Paged, SLICE, Weight,
     graphs::Graphs,
     rows::{PassRows, Place, Rotary, padded},
+    script::Script,
 };
 use crate::{
     backend::{
@@ -65,6 +66,8 @@ pub struct DeviceRound {
     /// Most rows of a sequence in the verification.
     group_rows: usize,
     pass: PassRows,
+    /// Some in benchmarks alone.
+    script: Option<Script>,
 }
 
 /// What comes of a round: `WlRound` `[slots]`, the hashes of the verification's rows, and whose they are.
@@ -158,6 +161,10 @@ impl DeviceRound {
                 .collect(),
             group_rows: 0,
             pass,
+            script: match gpu.scripted.load(Ordering::Relaxed) {
+                usize::MAX => None,
+                kept => Some(Script::new(&gpu.stream, sizes, kept)?),
+            },
         })
     }
 
@@ -211,6 +218,12 @@ impl Round<Gpu> for DeviceRound {
         let Some(token) = tokens.last() else {
             return Err(Error::argument("prompt", "is empty: give at least one token"));
         };
+        if self.script.is_some() && sequence.temperature > 0.0 {
+            return Err(Error::argument(
+                "--temperature",
+                "acceptance is scripted for greedy sequences alone",
+            ));
+        }
         let mut state = WlSequence {
             seed: sequence.seed,
             temperature: sequence.temperature,
@@ -389,6 +402,10 @@ impl Round<Gpu> for DeviceRound {
                 scratch: self.scratch.view_mut(),
             },
         )?;
+        if let Some(script) = &self.script {
+            let (states, choices) = (&mut self.states, &mut self.verify_choices);
+            script.overwrite(&gpu.stream, states, rows, choices)?;
+        }
         let drawn = self.draws.then(|| AcceptLogits {
             steps: max_draft,
             draft_rows: slots,
