@@ -458,6 +458,7 @@ fn linear(count: usize, product: Product) -> Case {
                     inputs,
                     x: rows(&x, inputs),
                     x_scales: None,
+                    positions: None,
                     norm: product.norm.then(|| LinearNorm {
                         weight: norm.view(),
                         eps: 1e-5,
@@ -808,6 +809,7 @@ fn sample(vocab: usize, drawn: bool) -> Case {
                         seen: None,
                         choices: round.verify_choices.view_to_share(),
                         probabilities: None,
+                        hashes: None,
                         scratch: round.scratch.view_to_share(),
                     },
                 )
@@ -830,6 +832,8 @@ fn accept(vocab: usize) -> Case {
                 plans: plans.view(),
                 states: round.states.view_to_share(),
                 round: round.rows(),
+                draft_lengths: None,
+                verify_lengths: None,
             };
             bench.kernels.accept.begin(&bench.queue.stream, &begin)?;
             Ok(Box::new(move |kernels, stream| {

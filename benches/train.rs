@@ -134,7 +134,7 @@ fn products() -> Vec<(String, f64)> {
         let x = vec![0.5f32; n * n];
         let mut out = cpu.buffer(n, n).expect("memory");
         let seconds = best(5, || {
-            let input = Input { x: &x, from: 0, rows: n, norm: None };
+            let input = Input { x: &x, from: 0, rows: n, norm: None, live: None };
             let projection = [Projection { weight: &weight, bias: None, column: 0 }];
             cpu.linear(input, &projection, &mut out, n, Epilogue::Store, RowClass::Prompt)
                 .expect("a product");
