@@ -39,6 +39,7 @@ pub mod mask;
 mod memory;
 pub mod model;
 pub mod optimizer;
+mod range;
 pub mod results;
 #[cfg(feature = "cli")]
 pub mod text;

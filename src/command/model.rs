@@ -54,6 +54,9 @@ pub struct ModelArgs {
     /// last layer's; activations that meet them are quantised row by row
     #[arg(long)]
     fp8: bool,
+    /// On a device, launch every round kernel by kernel, not as a graph where its shape comes again: for profiles, and to see what graphs save
+    #[arg(long)]
+    no_graphs: bool,
 }
 
 /// Parses a mask of a decoder, in which no row sees what comes after it.
@@ -140,6 +143,9 @@ pub struct Loaded {
     /// The threads that the model runs on.
     pool: ThreadPool,
     device: Device,
+    /// Whether a device's rounds may be graphs.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    graphs: bool,
 }
 
 impl Loaded {
@@ -176,6 +182,7 @@ impl Loaded {
             attention: args.attention,
             pool,
             device,
+            graphs: !args.no_graphs,
         };
         // A context out of range is refused before the weights are read.
         loaded.context(1)?;
@@ -277,7 +284,8 @@ impl Loaded {
                     output::note(&plan.to_string());
                 }
                 let shown = (!job.shows_progress()).then(|| super::progress::show(driver));
-                let backend = Gpu::new(driver.clone(), &self.checkpoint)?;
+                let mut backend = Gpu::new(driver.clone(), &self.checkpoint)?;
+                backend.set_graphs(self.graphs);
                 let bar = super::progress::uploading(plan.weights, backend.uploaded());
                 let model = self.model(backend, needed)?;
                 drop(bar);

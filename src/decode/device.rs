@@ -13,6 +13,7 @@ use super::{
 use crate::{
     backend::{Backend, IN_FLIGHT, Round, RoundOutcome, RoundPlan, RoundSequence, RoundShape, Row},
     error::{Error, Result},
+    range,
 };
 
 impl<B: Backend> Generator<'_, B> {
@@ -50,6 +51,7 @@ impl<B: Backend> Generator<'_, B> {
         round: &mut B::Round,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        let _range = range::range("round");
         let begun = Instant::now();
         let late = !observer.wants_logits();
         if !late && self.flights.count > 0 {
@@ -116,6 +118,7 @@ impl<B: Backend> Generator<'_, B> {
     /// Waits for the oldest round in flight, and tells the observer its tokens. What sequences that have ended, or are others than those
     /// it was planned for, generated in it is dropped.
     fn collect(&mut self, round: &mut B::Round, observer: &mut dyn Observer) -> Result<()> {
+        let _range = range::range("outcome");
         round.collect(self.llama.backend())?;
         let flight = self.flights.pop();
         let collected =
@@ -178,6 +181,7 @@ impl<B: Backend> Generator<'_, B> {
 
     /// Step 1, exit layer by exit layer.
     fn draft_on_device(&mut self, round: &mut B::Round) -> Result<()> {
+        let _range = range::range("draft");
         let mut next = self.plans.iter().position(|plan| plan.draft > 0).unwrap_or(self.plans.len());
         while next < self.plans.len() {
             let exit = self.plans[next].exit_layer;
@@ -221,6 +225,7 @@ impl<B: Backend> Generator<'_, B> {
 
     /// Steps 2 and 3: rows join at their exit layer.
     fn verify_on_device(&mut self, round: &mut B::Round) -> Result<()> {
+        let _range = range::range("verify");
         let layers = self.llama.config().layers;
         // The kept rows lie where the verification wants them.
         std::mem::swap(self.work.hidden_mut(), &mut self.exit_hidden);

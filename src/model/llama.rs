@@ -10,6 +10,7 @@ use crate::{
     checkpoint::{Checkpoint, Config, Tensor},
     error::{Error, Result},
     mask::Mask,
+    range,
 };
 
 /// A Llama model whose weights are on backend `B`.
@@ -301,6 +302,7 @@ impl<B: Backend> Llama<B> {
     /// # Errors
     /// As [`Llama::forward`].
     pub fn prefill(&self, rows: &[Row], kv: &mut B::Kv, cache: &Cache, work: &mut Work<B>) -> Result<()> {
+        let _range = range::range("prompt");
         let last = self.layers.len() - 1;
         self.check(&(0..last + 1), rows, cache, work)?;
         let Work { activations, descriptors, .. } = work;
@@ -423,6 +425,7 @@ impl<B: Backend> Pass<'_, B> {
     /// Through `layers`; from layer 0 the residual stream begins with the tokens' embeddings.
     fn run(&mut self, layers: Range<usize>) -> Result<()> {
         for index in layers {
+            let _range = range::layer(index);
             if index == 0 {
                 self.embed()?;
             }

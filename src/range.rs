@@ -1,0 +1,36 @@
+//! Named ranges on a profiler's timeline (NVTX), with the feature `nvtx`: phases of a generation, and the layers in them. Without the
+//! feature nothing is left of them.
+//!
+//! A range covers what the host launches. A round that is one launch of a graph has one for all of it: `--no-graphs` shows the parts.
+
+#[cfg(feature = "nvtx")]
+mod on {
+    /// Ends the range when it is dropped.
+    pub(crate) struct Range(#[allow(dead_code)] nvtx::LocalRange);
+
+    pub(crate) fn range(name: &str) -> Range {
+        Range(nvtx::LocalRange::new(name))
+    }
+
+    pub(crate) fn layer(index: usize) -> Range {
+        Range(nvtx::LocalRange::new(format!("layer {index}")))
+    }
+}
+
+#[cfg(not(feature = "nvtx"))]
+mod off {
+    pub(crate) struct Range;
+
+    pub(crate) fn range(_: &str) -> Range {
+        Range
+    }
+
+    pub(crate) fn layer(_: usize) -> Range {
+        Range
+    }
+}
+
+#[cfg(not(feature = "nvtx"))]
+pub(crate) use off::{layer, range};
+#[cfg(feature = "nvtx")]
+pub(crate) use on::{layer, range};
