@@ -644,7 +644,7 @@ fn every_weight_moves_once() {
     // down, with more segments than there, and gate and up.
     let shapes = [
         (Shape::plain(dtype, 16, 4096, &[4096], Add), 4),
-        (Shape { norm: true, ..Shape::plain(dtype, 16, 512, &[896, 896], SwiGlu) }, 1),
+        (Shape { norm: true, ..Shape::plain(dtype, 16, 640, &[896, 896], SwiGlu) }, 1),
         (Shape { norm: true, ..Shape::plain(dtype, 16, 1008, &[1280], StoreF32) }, 1),
         (Shape { fp8: true, ..Shape::plain(dtype, 16, 14336, &[512], Add) }, 8),
         (Shape { fp8: true, ..Shape::plain(dtype, 16, 2016, &[896, 896], SwiGlu) }, 1),
@@ -681,6 +681,9 @@ fn every_weight_moves_once() {
             "{epilogue:?}: loads"
         );
         assert_eq!(store.bytes as usize, partials + out + stats, "{epilogue:?}: stores");
+        // Nothing is multiplied beyond the turn of loads in which k ends.
+        let k = inputs.next_multiple_of(256 / size);
+        assert_eq!(counters.mma_flop as usize, 2 * rows * all * k, "{epilogue:?}: FLOP");
         let moved = 32 * (load.sectors + store.sectors + counters.global_atomic.sectors) as usize;
         let others = moved - weights;
         assert!(4 * others <= weights, "{epilogue:?}: {others} bytes beside {weights} of weights");
