@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{data::Marks, objective::Objective, parameters::Layout, settings::Settings, tokenizer};
+use super::{Plan, data::Marks, objective::Objective, parameters::Layout, settings::Settings, tokenizer};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoint, Config, Dtype, EMBEDDING, ENCODER},
@@ -78,6 +78,7 @@ impl Source {
             });
         }
         settings.fits(config, dir)?;
+        Plan::new(settings, Some(config)).check()?;
         let stored = checkpoint.tensor(EMBEDDING, &[config.vocab, config.hidden])?.dtype();
         let dtype = settings.dtype.unwrap_or(stored);
         let mut files = read_files(dir)?;
@@ -98,6 +99,7 @@ impl Source {
         let bytes = read_file(&folder.join(CONFIG))?.unwrap_or_default();
         let config = parse(&folder.join(CONFIG), &bytes, None)?;
         settings.fits(&config, folder)?;
+        Plan::new(settings, Some(&config)).check()?;
         let dtype = settings.dtype.or(config.dtype).unwrap_or(Dtype::Bf16);
         Self::of_files(files, dtype, settings)
     }

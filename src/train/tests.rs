@@ -504,3 +504,39 @@ fn a_spike_is_skipped_and_leaves_weights_and_moments() {
     assert!(skipped.is_empty() && watch.rate() <= 0.5);
     assert!(events.iter().any(|event| event.what == "lower_rate" && event.step == 141), "{events:?}");
 }
+
+#[test]
+fn a_batch_out_of_the_ordinary_is_left_out() {
+    let settings = Settings {
+        steps: 200,
+        sequence: 24,
+        context: 24,
+        learning_rate: 3e-3,
+        clip: f32::INFINITY,
+        on_alarm: Some(Mitigation::Skip),
+        ..tiny()
+    };
+    let mut trainer = Trainer::new(settings.clone()).expect("valid settings");
+    let mut plain = Trainer::new(Settings { on_alarm: None, ..settings.clone() }).expect("valid settings");
+    let ordinary = batch(&settings);
+    for step in 0..150 {
+        let report = trainer.step(&ordinary).expect("a step");
+        if !report.skipped {
+            let other = plain.step(&ordinary).expect("a step");
+            assert!(
+                report.tensors == other.tensors,
+                "step {step}: the measure before a step is that of the step"
+            );
+        }
+    }
+    assert!(trainer.weights == plain.weights);
+    // What has been learned by heart, with other ends.
+    let mut odd = ordinary.clone();
+    odd.targets.iter_mut().for_each(|target| *target = 250 - *target);
+    let (step, steps) = (trainer.step, trainer.tensors[0].adam.steps());
+    let report = trainer.step(&odd).expect("a step");
+    assert!(report.skipped, "{:?}", report.events);
+    assert!(report.events.iter().any(|event| event.what == "skip" && event.step == step + 1));
+    assert!(trainer.weights == plain.weights && trainer.tensors[0].adam.steps() == steps);
+    assert_eq!(trainer.step, step + 1, "the schedule goes on");
+}
