@@ -20,7 +20,7 @@ use warploom::{
         GemmArgs, GemmProjection, Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection,
         MAX_DRAFT, PageLayout, PageTable, QuantizeFp8RowsArgs, RmsNormArgs, RopeAppendArgs, RoundRows,
         RowTable, Rows, RowsMut, Sample, SampleArgs, SamplePass, SwigluArgs,
-        params::{WlAdamwStatistics, WlAdamwStep, WlChoice, WlPlan, WlRound, WlSequence},
+        params::{WlAdamwStatistics, WlAdamwStep, WlChoice, WlRound, WlSequence},
     },
     mask::{Mask, Pattern},
     optimizer::{Settings, Step},
@@ -818,25 +818,35 @@ fn sample(vocab: usize, drawn: bool) -> Case {
     }
 }
 
-/// Acceptance of four greedy drafts: dependent reads of memory, not bytes.
+/// Acceptance of four greedy drafts, all kept: dependent reads of memory, not bytes. It ends the round, so a copy of the sequence as it was
+/// comes before it, which counts.
 fn accept(vocab: usize) -> Case {
+    let note = "with the copy of 296 bytes that sets the sequence back";
+    let shape = format!("{DRAFTS} drafts, greedy, vocabulary {vocab}");
     Case {
-        row: Row::new("accept", format!("{DRAFTS} drafts, greedy, vocabulary {vocab}")),
+        row: Row { note: Some(note.into()), ..Row::new("accept", shape) },
         footprint: 1 << 12,
         make: Box::new(move |bench| {
             let round = Rounds::new(bench, vocab, 0.0)?;
-            let plan = WlPlan { asked: DRAFTS as i32, ..WlPlan::zeroed() };
-            let plans = Buffer::from_slice(&bench.queue.stream, &[plan])?;
-            let begin = warploom::kernels::BeginArgs {
-                slots: 1,
-                plans: plans.view(),
-                states: round.states.view_to_share(),
-                round: round.rows(),
-                draft_lengths: None,
-                verify_lengths: None,
+            let stream = &bench.queue.stream;
+            let mut state = WlSequence {
+                verify_row: 0,
+                asked: DRAFTS as i32,
+                limit: DRAFTS as i32,
+                drafted: DRAFTS as i32,
+                rows: DRAFTS as i32 + 1,
+                closed: 1,
+                repetition_penalty: 1.0,
+                remaining: 1 << 20,
+                length: 1,
+                ..WlSequence::zeroed()
             };
-            bench.kernels.accept.begin(&bench.queue.stream, &begin)?;
+            state.drafts[..DRAFTS].copy_from_slice(&[1, 2, 3, 4]);
+            let drafted = Buffer::from_slice(stream, &[state])?;
+            let choice = |id| WlChoice { id, ..WlChoice::zeroed() };
+            let choices = Buffer::from_slice(stream, &[1, 2, 3, 4, 5].map(choice))?;
             Ok(Box::new(move |kernels, stream| {
+                stream.copy(drafted.view(), &mut round.states.view_to_share())?;
                 kernels.accept.launch(
                     stream,
                     &AcceptArgs {
@@ -848,7 +858,7 @@ fn accept(vocab: usize) -> Case {
                         draft_choices: round.draft_choices.view(),
                         verify_first: 0,
                         verify_rows: DRAFTS + 1,
-                        verify_choices: round.verify_choices.view(),
+                        verify_choices: choices.view(),
                         logits: None,
                     },
                 )

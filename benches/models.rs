@@ -149,7 +149,7 @@ fn demo(bench: &mut Bench) -> Result<()> {
         rounds: Some((policy, layers / 3, 4)),
         scripted: None,
     }));
-    let expected = decode(&llama, &tasks[0])?.1.ids;
+    let expected = decode(&llama, &tasks[0])?.first.ids;
     tasks.retain(|task| bench.is_asked_for(task.name, &task.shape));
     let count = tasks.len();
     for (i, task) in tasks.iter().enumerate() {
@@ -159,8 +159,15 @@ fn demo(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Decodes once; seconds of the rounds, and what came of the first sequence.
-fn decode(llama: &Llama<Gpu>, task: &Task) -> Result<(f64, Finished)> {
+/// What a generation took, in seconds, and what came of its first sequence.
+struct Took {
+    prompt: f64,
+    rounds: f64,
+    first: Finished,
+}
+
+/// Decodes once.
+fn decode(llama: &Llama<Gpu>, task: &Task) -> Result<Took> {
     let mut generator = generator(llama, task)?;
     run(&mut generator, llama, task)
 }
@@ -182,7 +189,7 @@ fn most_draft(task: &Task) -> usize {
     }
 }
 
-fn run(generator: &mut Generator<Gpu>, llama: &Llama<Gpu>, task: &Task) -> Result<(f64, Finished)> {
+fn run(generator: &mut Generator<Gpu>, llama: &Llama<Gpu>, task: &Task) -> Result<Took> {
     let request = || {
         let layers = llama.config().layers;
         let policy = task.rounds.map(|(policy, exit, draft)| policy.build(layers, exit, draft, None));
@@ -195,23 +202,32 @@ fn run(generator: &mut Generator<Gpu>, llama: &Llama<Gpu>, task: &Task) -> Resul
             eos: vec![],
         })
     };
-    let slots = generator.start_all((0..task.sequences).map(|_| request()).collect::<Result<_>>()?)?;
+    let requests = (0..task.sequences).map(|_| request()).collect::<Result<Vec<_>>>()?;
+    // The host only enqueues a prompt: each part of the time ends when the device has come to its end.
+    let gpu = llama.backend();
+    gpu.synchronize()?;
+    let begun = Instant::now();
+    let slots = generator.start_all(requests)?;
+    gpu.synchronize()?;
+    let prompt = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     while generator.is_active() {
         generator.round(&mut |_: usize, _: u32| None)?;
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    gpu.synchronize()?;
+    let rounds = begun.elapsed().as_secs_f64();
     let mut finished = slots.into_iter().map(|slot| generator.finish(slot));
     let first = finished.next().flatten();
     finished.for_each(drop);
-    first.map(|first| (seconds, first)).ok_or_else(|| Error::argument("sequences", "there are none"))
+    let none = || Error::argument("sequences", "there are none");
+    first.map(|first| Took { prompt, rounds, first }).ok_or_else(none)
 }
 
 /// Measures a task. `expected`: the ids that it must give.
 fn generate(bench: &Bench, llama: &Llama<Gpu>, task: &Task, expected: Option<&[u32]>) -> Row {
     let mut row = Row { ceiling: Some("read".into()), ..Row::new(task.name, &task.shape) };
     let prepared = generator(llama, task).and_then(|mut generator| {
-        let (_, first) = run(&mut generator, llama, task)?;
+        let first = run(&mut generator, llama, task)?.first;
         Ok((generator, first))
     });
     let (generator, first) = match prepared {
@@ -238,7 +254,7 @@ fn generate(bench: &Bench, llama: &Llama<Gpu>, task: &Task, expected: Option<&[u
     let row = bench.sample(row, Clock::Wall, 1.0, |times| {
         let mut seconds = 0.0;
         for _ in 0..times {
-            seconds += run(&mut generator.borrow_mut(), llama, task)?.0;
+            seconds += run(&mut generator.borrow_mut(), llama, task)?.rounds;
         }
         Ok(seconds)
     });
@@ -287,7 +303,7 @@ fn prefill(bench: &Bench, llama: &Llama<Gpu>, name: &str, prompt: Vec<u32>) -> R
     bench.sample(row, Clock::Wall, 1.0, |times| {
         let mut seconds = 0.0;
         for _ in 0..times {
-            seconds += run(&mut generator.borrow_mut(), llama, &task)?.1.stats.prefill_seconds;
+            seconds += run(&mut generator.borrow_mut(), llama, &task)?.prompt;
         }
         Ok(seconds)
     })

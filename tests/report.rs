@@ -1,8 +1,6 @@
 //! `warploom report`, by running it over results that were made up.
 #![cfg(feature = "cli")]
 
-mod common;
-
 use std::{
     fs,
     path::Path,

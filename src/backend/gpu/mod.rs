@@ -172,6 +172,14 @@ impl Gpu {
         self.scripted.store(kept.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
+    /// Waits for all that operations have enqueued.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for what went wrong in earlier launches.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
     fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
         self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

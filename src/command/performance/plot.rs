@@ -7,13 +7,10 @@ use warploom::{
 };
 
 /// A launch's FLOP per byte, and its FLOP per second.
-type Point = (f64, f64);
+pub type Point = (f64, f64);
 
-/// The plot as SVG; None where nothing that was measured has both bytes and FLOP.
-///
-/// # Errors
-/// [`Error::Text`] if drawing fails.
-pub fn roofline(run: &Run) -> Result<Option<String>> {
+/// The points of each kernel that has bytes and FLOP.
+pub fn points(run: &Run) -> Vec<(&str, Vec<Point>)> {
     let point = |row: &Row| Some((row.flop? as f64 / row.bytes? as f64, row.flop_per_s()?));
     let mut kinds: Vec<(&str, Vec<Point>)> = vec![];
     for row in &run.kernels {
@@ -23,6 +20,15 @@ pub fn roofline(run: &Run) -> Result<Option<String>> {
             None => kinds.push((&row.name, vec![point])),
         }
     }
+    kinds
+}
+
+/// The plot as SVG; None where there are no points.
+///
+/// # Errors
+/// [`Error::Text`] if drawing fails.
+pub fn roofline(run: &Run) -> Result<Option<String>> {
+    let kinds = points(run);
     if kinds.is_empty() {
         return Ok(None);
     }
@@ -63,9 +69,10 @@ fn draw(
         .y_desc("TFLOP/s")
         .light_line_style(WHITE)
         .draw()?;
-    let steps = 200;
-    let xs = (0..=steps).map(|i| low * (high / low).powf(f64::from(i) / f64::from(steps)));
-    let line = xs.map(|x| (x, roof(x) / 1e12)).filter(|(_, y)| y.is_finite());
+    // Straight lines, on logarithmic scales: up to the ridge, and on from there.
+    let ridge = bandwidth.zip(arithmetic).map(|(bandwidth, arithmetic)| arithmetic / bandwidth);
+    let xs = [Some(low), ridge.filter(|x| (low..high).contains(x)), Some(high)];
+    let line = xs.into_iter().flatten().map(|x| (x, roof(x) / 1e12)).filter(|(_, y)| y.is_finite());
     let roof_name =
         if arithmetic.is_some() { "measured ceilings: read, matmul bf16" } else { "measured ceiling: read" };
     chart

@@ -7,7 +7,7 @@ use warploom::results::{
     targets::{Met, TARGETS, Verdict},
 };
 
-use super::plot_name;
+use super::{plot, plot_name};
 
 const NO_GPU: &str = "No GPU has been measured.\n";
 
@@ -101,7 +101,10 @@ fn about(run: &Run) -> String {
 /// Every launch that was measured, beside the fastest peer of the same shape.
 pub fn kernels(folder: &Folder) -> String {
     let table = |run: &Run| {
-        let mut text = format!("![Roofline]({})\n", plot_name(&run.device.name));
+        let mut text = match plot::points(run).is_empty() {
+            true => String::new(),
+            false => format!("![Roofline]({})\n", plot_name(&run.device.name)),
+        };
         let mut names: Vec<&str> = vec![];
         for row in &run.kernels {
             if !names.contains(&row.name.as_str()) {
