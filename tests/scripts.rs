@@ -30,8 +30,8 @@ impl Tools {
         let python = String::from_utf8(found.stdout).unwrap();
         tools.write("python3", &format!("exec {} \"$@\"", python.trim()));
         for name in [
-            "sed", "grep", "tr", "basename", "dirname", "date", "realpath", "mkdir", "cat", "env", "sh",
-            "bash", "rm", "mv",
+            "ls", "tee", "sed", "grep", "tr", "basename", "dirname", "date", "realpath", "mkdir", "cat",
+            "env", "sh", "bash", "rm", "mv",
         ] {
             let path = ["/usr/bin", "/bin"]
                 .map(|folder| Path::new(folder).join(name))
@@ -319,4 +319,63 @@ fn peers_are_those_of_our_rows() {
     refused(&["--device", "tpu"], 2, "cpu, cuda or cuda:N");
     fs::write(&path, "{").unwrap();
     refused(&["--list", "--into", path.to_str().unwrap()], 1, "is no results file");
+}
+
+/// The archive of scripts/pack-gpu, with stand-ins for its programs.
+#[test]
+fn an_archive_runs_all_of_its_steps() {
+    let Some(tools) = Tools::new() else { return };
+    let (gpu, here) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu"), tools.folder.path());
+    fs::create_dir(here.join("bin")).unwrap();
+    fs::create_dir(here.join("steps")).unwrap();
+    fs::copy(gpu.join("run-all"), here.join("run-all")).unwrap();
+    for step in fs::read_dir(gpu.join("steps")).unwrap() {
+        let step = step.unwrap();
+        fs::copy(step.path(), here.join("steps").join(step.file_name())).unwrap();
+    }
+    fs::write(here.join("COMMIT"), "0123456\n").unwrap();
+    for program in ["driver", "kernels", "device", "ptxsim-conformance", "bench-kernels", "bench-models"] {
+        tools.add(&format!("bin/{program}"), "echo \"$WARPLOOM_COMMIT $WARPLOOM_DEVICE\"");
+    }
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(here.join("run-all"));
+        command
+            .args(arguments)
+            .env("PATH", here)
+            .env_remove("WARPLOOM_DEVICE")
+            .current_dir(here)
+            .output()
+            .unwrap()
+    };
+    let text = stdout(run(&["--device", "sim", "--results", "out"]));
+    let last = "== passed: tests conformance benchmarks; failed: nothing; skipped: sanitizer; results in ";
+    assert!(text.lines().last().unwrap().starts_with(last), "{text}");
+    assert!(text.contains("0123456 sim\n"), "{text}");
+    let calls = tools.calls();
+    for part in [
+        "bin/device --exact golden_checkpoints_decode_exactly\n",
+        "bin/ptxsim-conformance record --device sim --out ",
+        "bin/bench-models --smoke --results ",
+    ] {
+        assert!(calls.contains(part), "{part}: {calls}");
+    }
+    let summary = fs::read_to_string(here.join("out/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["commit"], "0123456");
+    let codes: Vec<_> =
+        summary["steps"].as_array().unwrap().iter().map(|step| step["exit_code"].as_i64()).collect();
+    assert_eq!(codes, [Some(0), Some(0), Some(0), Some(77)]);
+    // A step that fails does not stop those after it.
+    tools.add("bin/kernels", "exit 101");
+    let output = run(&["--device", "sim", "--results", "out"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("== passed: conformance benchmarks; failed: tests; skipped: sanitizer"), "{text}");
+    let text = stdout(run(&["--device", "sim", "--results", "out", "--only", "benchmarks"]));
+    assert!(text.contains("== passed: benchmarks; failed: nothing; skipped: nothing"), "{text}");
+    for wrong in [&["--only", "nothing"][..], &["--device", "gpu"], &["--fast"]] {
+        let output = run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1, "{wrong:?}");
+    }
 }
