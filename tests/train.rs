@@ -15,7 +15,7 @@ use warploom::{
     Error,
     checkpoint::{Checkpoint, Tensor},
     mask::Mask,
-    train::{Curriculum, Documents, Mitigation, Settings, read_text, resume, train},
+    train::{Curriculum, Documents, Mitigation, Objective, Settings, read_text, resume, train},
 };
 
 /// Two documents with enough repetition for merges and sequences.
@@ -311,10 +311,15 @@ fn eventful() -> Settings {
 
 #[test]
 fn a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been() {
+    broken_and_resumed(&eventful());
+    let masked = "blockwise:4+globals:1".parse::<Mask>().unwrap();
+    broken_and_resumed(&Settings { objective: Objective::Masked, attention: masked, ..eventful() });
+}
+
+fn broken_and_resumed(settings: &Settings) {
     let root = tempfile::tempdir().unwrap();
     let (whole, broken) = (root.path().join("whole"), root.path().join("broken"));
-    let settings = eventful();
-    run(&whole, &settings).unwrap();
+    run(&whole, settings).unwrap();
     let mut breaks = [1, 2, 9, 20, 39].into_iter();
     let until = |step: usize| {
         move |progress: &warploom::train::Progress<'_>| match progress.step == step {
@@ -323,17 +328,18 @@ fn a_run_that_is_broken_off_and_resumed_ends_as_if_it_had_not_been() {
         }
     };
     let first = breaks.next().unwrap();
-    assert_eq!(train(&text(), &broken, &settings, &mut until(first)).unwrap().step, first);
+    assert_eq!(train(&text(), &broken, settings, &mut until(first)).unwrap().step, first);
     for step in breaks {
         // How often it is saved changes nothing.
         let settings = Settings { save_every: step % 3, ..settings.clone() };
         assert_eq!(resume(&text(), &broken, &settings, &mut until(step)).unwrap().step, step);
         assert!(broken.join("training.state").is_file());
     }
-    let last = resume(&text(), &broken, &settings, &mut |_| ControlFlow::Continue(())).unwrap();
+    let last = resume(&text(), &broken, settings, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(last.step, 40);
     assert_same(&whole, &broken);
-    assert!(fs::read_to_string(whole.join("alarms.csv")).unwrap().contains("lower_rate"), "nothing happened");
+    let alarms = fs::read_to_string(whole.join("alarms.csv")).unwrap();
+    assert!(settings.objective == Objective::Masked || alarms.contains("lower_rate"), "nothing happened");
 }
 
 #[test]
@@ -441,6 +447,12 @@ fn a_state_is_resumed_only_with_what_it_was_begun_with() {
     bad("monitor.csv", "monitor.csv", &|_| b"step,layer\n".to_vec());
     bad("config.json", "config.json", &|bytes| [bytes, b" "].concat());
     bad("config.json", "tokenizer.json", &|bytes| [bytes, b" "].concat());
+
+    // Another process at work in it.
+    let log = fs::File::open(folder.join("log.csv")).unwrap();
+    log.lock().unwrap();
+    refused("another process", &text(), &settings);
+    drop(log);
 
     // Another model's state in this folder.
     let other = root.path().join("other");
