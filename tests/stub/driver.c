@@ -244,6 +244,7 @@ int cuGraphInstantiateWithFlags(queue** executable, queue* graph, unsigned long 
     for (size_t i = 0; i < graph->count; i++) push(*executable, graph->all[i]);
     return flags ? INVALID : 0;
 }
+int cuGraphGetNodes(queue* graph, void** nodes, size_t* count) { return *count = graph->count, nodes ? INVALID : 0; }
 int cuGraphDestroy(queue* graph) { return free(graph->all), free(graph), 0; }
 int cuGraphExecDestroy(queue* graph) { return free(graph->all), free(graph), 0; }
 int cuGraphUpload(queue* graph, stream* s) { return s->capturing ? CAPTURE : 0; }
