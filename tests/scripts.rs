@@ -335,7 +335,7 @@ fn an_archive_runs_all_of_its_steps() {
     }
     fs::write(here.join("COMMIT"), "0123456\n").unwrap();
     for program in ["driver", "kernels", "device", "ptxsim-conformance", "bench-kernels", "bench-models"] {
-        tools.add(&format!("bin/{program}"), "echo \"$WARPLOOM_COMMIT $WARPLOOM_DEVICE\"");
+        tools.add(&format!("bin/{program}"), "echo \"$WARPLOOM_COMMIT $DEVICE\"");
     }
     let run = |arguments: &[&str]| {
         let mut command = Command::new(here.join("run-all"));
@@ -353,7 +353,7 @@ fn an_archive_runs_all_of_its_steps() {
     assert!(text.contains("0123456 sim\n"), "{text}");
     let calls = tools.calls();
     for part in [
-        "bin/device --exact golden_checkpoints_decode_exactly\n",
+        "bin/device --exact scripted_rounds_keep_what_the_script_says\n",
         "bin/ptxsim-conformance record --device sim --out ",
         "bin/bench-models --smoke --results ",
     ] {
