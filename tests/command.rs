@@ -335,6 +335,20 @@ fn every_help_ends_with_examples_that_run() {
     fs::write(dir.path().join("README.md"), "In the beginning God created the heaven and the earth.")
         .unwrap();
     fs::write(dir.path().join("said"), "And God said\n").unwrap();
+    // What `report` draws, and where.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::create_dir(dir.path().join("docs")).unwrap();
+    for device in fs::read_dir(root.join("benches/results")).unwrap() {
+        let device = device.unwrap();
+        if device.path().is_dir() {
+            let to = dir.path().join("benches/results").join(device.file_name());
+            fs::create_dir_all(&to).unwrap();
+            for file in fs::read_dir(device.path()).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+    }
     for name in names.iter().filter(|name| **name != "help") {
         let absent = [("train", cfg!(feature = "train")), ("kernels", cfg!(feature = "cuda"))];
         if absent.contains(&(*name, false)) {

@@ -189,6 +189,14 @@ pub trait Backend: Send + Sync {
         operations()
     }
 
+    /// Waits until everything has been done that was asked for, so that a clock on the host tells its time.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes `list`, rows of one class, those of the operations that follow.
     fn set_rows(
         &self,

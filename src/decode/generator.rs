@@ -429,7 +429,11 @@ impl<'m, B: Backend> Generator<'m, B> {
         let interrupted = self.interrupted();
         let done = match interrupted {
             true => Ok(()),
-            false => self.llama.prefill(&rows, &mut self.kv, &self.cache, &mut self.work),
+            // A prompt's time is that of its rows, not of their launches.
+            false => self
+                .llama
+                .prefill(&rows, &mut self.kv, &self.cache, &mut self.work)
+                .and_then(|()| self.llama.backend().synchronize()),
         };
         let seconds = begun.elapsed().as_secs_f64() / rows.len() as f64;
         let settled = rows.chunk_by(|a, b| a.sequence == b.sequence).try_for_each(|of_prompt| {

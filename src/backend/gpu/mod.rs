@@ -172,14 +172,6 @@ impl Gpu {
         self.scripted.store(kept.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Waits for all that operations have enqueued.
-    ///
-    /// # Errors
-    /// [`Error::Device`], also for what went wrong in earlier launches.
-    pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize()
-    }
-
     fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
         self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -233,6 +225,10 @@ impl Backend for Gpu {
 
     fn page_size(&self) -> usize {
         PAGE
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize()
     }
 
     fn page_bytes(&self, heads: Heads, layers: usize) -> usize {

@@ -17,12 +17,14 @@ use super::output;
 
 /// Draw the tables and plots of docs/performance.md from the results of benchmarks
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:
-  warploom report
-  warploom report --results results --page report.md
+#[command(
+    after_help = "The page keeps what stands outside of lines such as <!-- report: targets --> and <!-- end -->. One that does not exist is made. For
+each GPU a roofline goes beside it.
 
-The page keeps what stands outside of lines such as <!-- report: targets --> and <!-- end -->. One that does not exist is made. For
-each GPU a roofline goes beside it.")]
+Examples:
+  warploom report
+  warploom report --results benches/results --page report.md"
+)]
 pub struct ReportArgs {
     /// Folder of <device>/<date>.json; of each device the newest counts
     #[arg(long, value_name = "FOLDER", default_value = "benches/results")]
