@@ -320,7 +320,8 @@ fn reference_values_and_alarms() -> Result<()> {
     let new = || {
         Ok::<_, Error>((AdamW::new(Settings::default(), COORDINATES)?, Monitor::new(Thresholds::default())))
     };
-    let tolerances = [0.003, 0.003, 0.01, 0.01, 0.01];
+    // Of 200,000 coordinates a share near a half has a standard deviation of 0.0011.
+    let tolerances = [0.004, 0.006, 0.01, 0.01, 0.01];
 
     let (mut adam, mut monitor) = new()?;
     let mut independent = Gradients::new(0.0, 1.0);
