@@ -442,6 +442,24 @@ fn a_state_is_resumed_only_with_what_it_was_begun_with() {
     }
     bad("training.state", "training.state", &|bytes| bytes[..bytes.len() - 1].to_vec());
     bad("training.state", "training.state", &|_| before[Path::new("model.safetensors")].clone());
+    // One bit of a number, and a counter.
+    for back in [1, 3000] {
+        let flip = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let at = bytes.len() - back;
+            bytes[at] ^= 1;
+            bytes
+        };
+        bad("holds other numbers", "training.state", &flip);
+    }
+    let counter = |bytes: &[u8]| {
+        let at = bytes.windows(6).position(|w| w == b"step\\\"").expect("the step is there");
+        let digit = at + bytes[at..].iter().position(u8::is_ascii_digit).expect("a number");
+        let mut bytes = bytes.to_vec();
+        bytes[digit] ^= 1;
+        bytes
+    };
+    bad("holds other numbers", "training.state", &counter);
     bad("log.csv", "log.csv", &|bytes| bytes[..bytes.len() - 1].to_vec());
     bad("log.csv", "log.csv", &|bytes| String::from_utf8_lossy(bytes).replacen("0.", "1.", 1).into_bytes());
     bad("monitor.csv", "monitor.csv", &|_| b"step,layer\n".to_vec());

@@ -62,23 +62,36 @@ impl<B: Backend> Generator<'_, B> {
         if launched {
             self.launch(round)?;
         }
-        let left = usize::from(late && launched);
-        while self.flights.count > left {
-            self.collect(round, observer)?;
+        // What this call takes is the time of all that go on in a round which it launches or waits for.
+        self.timed.clear();
+        for flight in self.flights.rounds.iter().flatten() {
+            let going = |s: &&Sequence| s.epoch == flight.epoch && s.stop.is_none();
+            if self.slots[flight.plan.slot].as_ref().filter(going).is_some() {
+                self.timed.push((flight.plan.slot, flight.epoch));
+            }
         }
-        // The seconds of a call that looks at nothing are of the round that it launched.
-        let (seconds, flights) = (begun.elapsed().as_secs_f64(), &self.flights);
-        for flight in flights.newest().iter().filter(|_| launched) {
-            if let Some(sequence) = self.slots[flight.plan.slot].as_mut().filter(|s| s.epoch == flight.epoch)
-            {
+        self.timed.sort_unstable();
+        self.timed.dedup();
+        let left = usize::from(late && launched);
+        let mut collected = Ok(());
+        while collected.is_ok() && self.flights.count > left {
+            collected = self.collect(round, observer);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        for (slot, epoch) in &self.timed {
+            if let Some(sequence) = self.slots[*slot].as_mut().filter(|s| s.epoch == *epoch) {
                 sequence.stats.decode_seconds += seconds;
             }
         }
-        Ok(())
+        collected
     }
 
     /// Plans are taken to the device and launched, and what comes of them is posted.
     fn launch(&mut self, round: &mut B::Round) -> Result<()> {
+        if self.flights.count == IN_FLIGHT {
+            let reason = "earlier ones have failed on the device: make a new generator";
+            return Err(Error::argument("round", reason));
+        }
         self.plan_rows();
         let bytes = self.planned_bytes();
         round.plan(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
@@ -117,12 +130,15 @@ impl<B: Backend> Generator<'_, B> {
 
     /// Waits for the oldest round in flight, and tells the observer its tokens. What sequences that have ended, or are others than those
     /// it was planned for, generated in it is dropped.
+    /// One whose logits were not finite ends there; the others are told before the error returns.
     fn collect(&mut self, round: &mut B::Round, observer: &mut dyn Observer) -> Result<()> {
         let _range = range::range("outcome");
         round.collect(self.llama.backend())?;
         let flight = self.flights.pop();
-        let collected =
-            flight.iter().enumerate().try_for_each(|(i, flight)| self.take_over(round, i, flight, observer));
+        let mut collected = Ok(());
+        for (i, flight) in flight.iter().enumerate() {
+            collected = collected.and(self.take_over(round, i, flight, observer));
+        }
         self.flights.put_back(flight);
         collected
     }
@@ -139,6 +155,7 @@ impl<B: Backend> Generator<'_, B> {
         let Some(sequence) = self.slots[plan.slot].as_mut().filter(going) else { return Ok(()) };
         let outcome = round.outcome(index);
         if let Some(position) = outcome.not_finite {
+            sequence.stop = Some(Stop::Interrupted);
             return Err(Error::NotFinite { position });
         }
         let before = sequence.tokens.len();
@@ -357,10 +374,6 @@ impl Flights {
     pub fn rows(&self, slot: usize, epoch: u64) -> usize {
         let flights = self.rounds[..self.count].iter().flatten();
         flights.filter(|f| f.plan.slot == slot && f.epoch == epoch).map(|f| f.plan.draft + 1).sum()
-    }
-
-    fn newest(&self) -> &[Flight] {
-        self.count.checked_sub(1).map_or(&[], |newest| &self.rounds[newest])
     }
 
     /// Room for one more.

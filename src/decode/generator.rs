@@ -64,6 +64,8 @@ pub struct Generator<'m, B: Backend> {
     pub(super) shape: Vec<RoundShape>,
     /// Rounds that were launched and not looked at yet.
     pub(super) flights: Flights,
+    /// Slot and epoch of the sequences that a round's time is counted for.
+    pub(super) timed: Vec<(usize, u64)>,
     /// Sequences so far.
     epochs: u64,
 }
@@ -122,6 +124,7 @@ impl<'m, B: Backend> Generator<'m, B> {
             plans: Vec::with_capacity(limits.sequences),
             shape: Vec::with_capacity(limits.sequences),
             flights: Flights::new(limits.sequences),
+            timed: Vec::with_capacity(2 * limits.sequences),
             epochs: 0,
             llama,
             limits,

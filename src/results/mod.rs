@@ -444,7 +444,11 @@ fn read_either(path: &Path) -> Result<Either> {
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let length = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    let metadata = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !metadata.is_file() {
+        return Err(Error::file(path, format!("is no regular file; {REMEDY}")));
+    }
+    let length = metadata.len();
     if length > MOST_BYTES {
         return Err(Error::file(
             path,

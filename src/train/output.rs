@@ -83,6 +83,10 @@ impl Log {
     fn open(folder: &Path, kind: LogKind, end: &LogEnd) -> Result<Self> {
         let path = folder.join(&end.name);
         let io = |error| Error::io(&path, error);
+        // Opening a FIFO would wait for somebody at its other end, and a link may lead anywhere.
+        if !fs::symlink_metadata(&path).map_err(io)?.is_file() {
+            return Err(Error::file(&path, "is no regular file, so not the log that the run has written"));
+        }
         let mut file = File::options().read(true).write(true).open(&path).map_err(io)?;
         let (mut hash, mut left) = (Fingerprint::EMPTY, end.bytes);
         let mut block = vec![0; 1 << 16];

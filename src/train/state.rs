@@ -101,7 +101,7 @@ pub struct Sums {
 }
 
 /// The JSON of the file.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Header {
     format: u32,
     origin: Origin,
@@ -113,6 +113,16 @@ struct Header {
     sums: Sums,
     counters: Vec<u64>,
     logs: Vec<LogEnd>,
+    /// Hash of this, with 0 in its own place, and of all numbers in the file.
+    digest: u64,
+}
+
+impl Header {
+    /// The hash of this header, to which those of the numbers are to be added.
+    fn begin_digest(&self, path: &Path) -> Result<Fingerprint> {
+        let text = serde_json::to_string(&Header { digest: 0, ..self.clone() });
+        Ok(Fingerprint::of(text.map_err(|error| Error::file(path, error.to_string()))?.as_bytes()))
+    }
 }
 
 /// What a run goes on from beside its trainer.
@@ -149,7 +159,7 @@ pub fn check(folder: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Io`].
 pub fn write(path: &Path, trainer: &Trainer, origin: &Origin, position: Position) -> Result<()> {
-    let header = Header {
+    let mut header = Header {
         format: FORMAT,
         origin: origin.clone(),
         step: trainer.step,
@@ -159,9 +169,11 @@ pub fn write(path: &Path, trainer: &Trainer, origin: &Origin, position: Position
         sums: position.sums,
         counters: trainer.watch.counters(),
         logs: position.logs,
+        digest: 0,
     };
-    let text = serde_json::to_string(&header).map_err(|error| Error::file(path, error.to_string()))?;
+    let mut digest = header.begin_digest(path)?;
     let windows = trainer.watch.numbers();
+    digest.take(bytemuck::cast_slice(&windows));
     let mut entries =
         vec![Entry { name: WINDOWS.into(), shape: vec![windows.len()], values: Values::F64(&windows) }];
     let mut weights = &trainer.weights[..];
@@ -170,6 +182,7 @@ pub fn write(path: &Path, trainer: &Trainer, origin: &Origin, position: Position
         let (own, rest) = weights.split_at(m.len());
         weights = rest;
         for (kind, values) in [("weight", own), ("m", m), ("v", v)] {
+            digest.take(bytemuck::cast_slice(values));
             entries.push(Entry {
                 name: format!("{kind} {}", tensor.name),
                 shape: tensor.shape.clone(),
@@ -177,6 +190,8 @@ pub fn write(path: &Path, trainer: &Trainer, origin: &Origin, position: Position
             });
         }
     }
+    header.digest = digest.0;
+    let text = serde_json::to_string(&header).map_err(|error| Error::file(path, error.to_string()))?;
     tensors::write(path, &entries, &[(KEY, text)])
 }
 
@@ -199,23 +214,29 @@ pub fn read(folder: &Path, trainer: &mut Trainer, origin: &Origin) -> Result<Pos
     if header.step > trainer.settings.steps {
         return Err(bad("is further than the run is long"));
     }
-    let values = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+    let mut digest = header.begin_digest(&path)?;
+    let windows = trainer.watch.numbers().len();
+    let windows = file.bytes(WINDOWS, safetensors::Dtype::F64, &[windows]);
+    let windows = windows.ok_or_else(|| bad("holds no windows of the monitors"))?;
+    digest.take(windows);
+    let mut values = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
         let bytes = file.bytes(name, safetensors::Dtype::F32, shape);
         let bytes = bytes.ok_or_else(|| bad(&format!("holds no {name} of the shape {shape:?}")))?;
+        digest.take(bytes);
         Ok(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
     };
     let mut start = 0;
     for tensor in &mut trainer.tensors {
-        let named = |kind: &str| values(&format!("{kind} {}", tensor.name), &tensor.shape);
+        let mut named = |kind: &str| values(&format!("{kind} {}", tensor.name), &tensor.shape);
         let weights = named("weight")?;
         trainer.weights[start..][..weights.len()].copy_from_slice(&weights);
         start += weights.len();
         let (m, v) = (named("m")?, named("v")?);
         tensor.adam = AdamW::with_moments(*tensor.adam.settings(), m, v, header.adam_steps)?;
     }
-    let windows = trainer.watch.numbers().len();
-    let windows = file.bytes(WINDOWS, safetensors::Dtype::F64, &[windows]);
-    let windows = windows.ok_or_else(|| bad("holds no windows of the monitors"))?;
+    if digest.0 != header.digest {
+        return Err(bad("holds other numbers than were saved in it"));
+    }
     let windows: Vec<f64> = windows.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
     if !trainer.watch.restore(&header.counters, &windows) {
         return Err(bad("has counters of other tensors"));
