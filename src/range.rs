@@ -9,11 +9,11 @@ mod on {
     pub(crate) struct Range(#[allow(dead_code)] nvtx::LocalRange);
 
     pub(crate) fn range(name: &str) -> Range {
-        Range(nvtx::LocalRange::new(name))
+        Range(nvtx::LocalRange::new(nvtx::Str::from_str_lossy(name)))
     }
 
     pub(crate) fn layer(index: usize) -> Range {
-        Range(nvtx::LocalRange::new(format!("layer {index}")))
+        Range(nvtx::LocalRange::new(nvtx::Str::from_string_lossy(format!("layer {index}"))))
     }
 }
 
