@@ -243,6 +243,17 @@ fn rows(memory: &Buffer, stride: usize) -> Rows<'_> {
     Rows { view: memory.view(), stride }
 }
 
+/// The projections of [`Product::weights`] as a launch takes them.
+fn projections<'w, P>(
+    weights: &'w [(Buffer, usize, usize)],
+    inputs: usize,
+    of: impl Fn(Rows<'w>, usize, usize) -> P,
+) -> [Option<P>; 3] {
+    std::array::from_fn(|i| {
+        weights.get(i).map(|(weight, features, column)| of(rows(weight, inputs), *features, *column))
+    })
+}
+
 /// To write: each launch of a stream comes after the one before it.
 fn rows_mut(memory: &Buffer, stride: usize) -> RowsMut<'_> {
     RowsMut { view: memory.view_to_share(), stride }
@@ -395,6 +406,12 @@ impl Product {
         self.features.into_iter().filter(|features| *features > 0).map(begin).collect()
     }
 
+    /// Random weights of each projection, with its features and column.
+    fn weights(&self, bench: &Bench) -> Result<Vec<(Buffer, usize, usize)>> {
+        let of = |(features, column)| Ok((bench.random(features * self.inputs * SIZE)?, features, column));
+        self.projections().into_iter().map(of).collect()
+    }
+
     fn outputs(&self) -> usize {
         self.features.iter().sum()
     }
@@ -436,22 +453,20 @@ fn linear(count: usize, product: Product) -> Case {
         footprint: product.weight_bytes(),
         make: Box::new(move |bench| {
             let x = bench.random(count * inputs * SIZE)?;
-            let projections = product.projections();
-            let weights: Result<Vec<Buffer>> =
-                projections.iter().map(|(features, _)| bench.random(features * inputs * SIZE)).collect();
-            let weights = weights?;
+            let weights = product.weights(bench)?;
             let norm = bench.random(inputs * SIZE)?;
             let stats = bench.positive(statistics_bytes(count, inputs))?;
             let out = bench.zeros(product.out_bytes(count))?;
             let out_stats = bench.zeros(statistics_bytes(count, width))?;
             let scratch = bench.zeros(Linear::MOST_SCRATCH)?;
             Ok(Box::new(move |kernels, stream| {
-                let mut list = [None; 3];
-                for ((to, weight), (features, column)) in list.iter_mut().zip(&weights).zip(&projections) {
-                    let (features, column) = (*features, *column);
-                    let weight = rows(weight, inputs);
-                    *to = Some(LinearProjection { weight, scales: None, bias: None, features, column });
-                }
+                let list = projections(&weights, inputs, |weight, features, column| LinearProjection {
+                    weight,
+                    scales: None,
+                    bias: None,
+                    features,
+                    column,
+                });
                 let args = LinearArgs {
                     dtype: DTYPE,
                     rows: count,
@@ -488,18 +503,16 @@ fn gemm(count: usize, product: Product) -> Case {
         footprint: product.bytes(count),
         make: Box::new(move |bench| {
             let x = bench.random(count * inputs * SIZE)?;
-            let projections = product.projections();
-            let weights: Result<Vec<Buffer>> =
-                projections.iter().map(|(features, _)| bench.random(features * inputs * SIZE)).collect();
-            let weights = weights?;
+            let weights = product.weights(bench)?;
             let out = bench.zeros(product.out_bytes(count))?;
             Ok(Box::new(move |kernels, stream| {
-                let mut list = [None; 3];
-                for ((to, weight), (features, column)) in list.iter_mut().zip(&weights).zip(&projections) {
-                    let (features, column) = (*features, *column);
-                    let weight = rows(weight, inputs);
-                    *to = Some(GemmProjection { weight, scales: None, bias: None, features, column });
-                }
+                let list = projections(&weights, inputs, |weight, features, column| GemmProjection {
+                    weight,
+                    scales: None,
+                    bias: None,
+                    features,
+                    column,
+                });
                 let args = GemmArgs {
                     dtype: DTYPE,
                     rows: count,

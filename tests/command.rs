@@ -319,7 +319,7 @@ fn compare_finds_both_equal() {
 }
 
 #[test]
-fn every_help_ends_with_examples_that_run() {
+fn every_help_ends_with_two_examples_that_run() {
     let help = stdout(&["--help"]);
     let commands =
         help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
@@ -357,7 +357,7 @@ fn every_help_ends_with_examples_that_run() {
         let help = stdout(&[name, "--help"]);
         let (_, examples) = help.split_once("\nExamples:\n").expect("examples end the help");
         let examples: Vec<&str> = examples.lines().map(str::trim).collect();
-        assert!(examples.len() >= 2, "{examples:?}");
+        assert_eq!(examples.len(), 2, "{examples:?}");
         for example in examples {
             let arguments = example.strip_prefix("warploom ").expect("examples are commands");
             let line = format!("'{}' {arguments}", env!("CARGO_BIN_EXE_warploom"));

@@ -488,6 +488,42 @@ fn slots_are_used_again_while_a_round_is_in_flight() {
     assert_eq!(generator.finish(third).unwrap().ids, other);
 }
 
+/// What graphs address goes: the logits of drafts, when the first sequence draws its tokens, and the room for attention, when more rows
+/// than a round has are computed in between. The rounds after it are as right as without graphs.
+#[test]
+fn graphs_go_with_what_they_address() {
+    let checkpoint = Checkpoint::open(&golden_dir("gqa_bf16")).unwrap();
+    let prompt = &prompt("gqa_bf16")[..9];
+    let sampling = Sampling { temperature: 0.9, top_p: 0.95, seed: 3, ..Sampling::default() };
+    let all = |graphs: bool| {
+        let mut gpu = Gpu::new(device(), &checkpoint).unwrap();
+        gpu.set_graphs(graphs);
+        let llama = Llama::new(&checkpoint, gpu, 256).unwrap();
+        let limits = Limits { sequences: 1, context: 64, max_draft: 3 };
+        let mut generator = Generator::new(&llama, limits).unwrap();
+        let mut ids = |request: Request, between: bool| {
+            let slot = generator.start(drafting(request, 2, 3, 0.0)).unwrap();
+            let mut rounds = 0;
+            while generator.is_active() {
+                generator.round(&mut |_: usize, _: u32| None).unwrap();
+                rounds += 1;
+                if between && rounds == 4 {
+                    let many: Vec<u32> = (0..200).map(|i| i % 50).collect();
+                    logits(&llama, &many, llama.config().layers);
+                }
+            }
+            (generator.finish(slot).unwrap().ids, generator.recordings().unwrap())
+        };
+        let (first, before) = ids(greedy(prompt, 20), true);
+        let (drawn, _) = ids(Request { sampling, ..greedy(prompt, 20) }, false);
+        let (last, after) = ids(greedy(prompt, 20), false);
+        assert_eq!(first, last);
+        assert_eq!(before.replayed > 0 && after.replayed > before.replayed, graphs);
+        (first, drawn)
+    };
+    assert_eq!(all(true), all(false));
+}
+
 /// However many shapes there are, there are few graphs.
 #[test]
 fn graphs_are_bounded() {

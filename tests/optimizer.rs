@@ -266,10 +266,10 @@ struct Gradients {
 const COORDINATES: usize = 200_000;
 
 impl Gradients {
-    fn new(rho: f32, scale: f32) -> Self {
+    fn new(rho: f32, scale: f32, coordinates: usize) -> Self {
         let mut random = Random::new();
-        let state = random.normals(COORDINATES);
-        Gradients { random, rho, scale, state, noise: vec![0.0; COORDINATES] }
+        let state = random.normals(coordinates);
+        Gradients { random, rho, scale, state, noise: vec![0.0; coordinates] }
     }
 
     fn next(&mut self) -> Vec<f32> {
@@ -287,7 +287,7 @@ fn run(
     gradients: &mut Gradients,
     steps: usize,
 ) -> Result<(Statistics, Alarms, bool)> {
-    let (mut weights, mut before) = (vec![0.0; COORDINATES], false);
+    let (mut weights, mut before) = (vec![0.0; gradients.state.len()], false);
     let mut last = None;
     for _ in 0..steps {
         before |= last.as_ref().is_some_and(|(_, alarms): &(Statistics, Alarms)| alarms.any());
@@ -317,14 +317,13 @@ fn row(s: &Statistics) -> [f64; 5] {
 /// The reference values of the specification of the monitor, and the alarms that belong to them.
 #[test]
 fn reference_values_and_alarms() -> Result<()> {
-    let new = || {
-        Ok::<_, Error>((AdamW::new(Settings::default(), COORDINATES)?, Monitor::new(Thresholds::default())))
+    let new = |coordinates| {
+        Ok::<_, Error>((AdamW::new(Settings::default(), coordinates)?, Monitor::new(Thresholds::default())))
     };
-    // Of 200,000 coordinates a share near a half has a standard deviation of 0.0011.
-    let tolerances = [0.004, 0.006, 0.01, 0.01, 0.01];
+    let tolerances = [0.003, 0.003, 0.01, 0.01, 0.01];
 
-    let (mut adam, mut monitor) = new()?;
-    let mut independent = Gradients::new(0.0, 1.0);
+    let (mut adam, mut monitor) = new(COORDINATES)?;
+    let mut independent = Gradients::new(0.0, 1.0, COORDINATES);
     let (s, alarms, before) = run(&mut adam, &mut monitor, &mut independent, WINDOW + 20)?;
     assert_row(
         "independent",
@@ -349,16 +348,20 @@ fn reference_values_and_alarms() -> Result<()> {
     };
     assert_eq!(alarms, wanted);
 
+    // Of gradients that agree in time, a share near a half of 200,000 coordinates has a standard deviation of 0.0013: too much beside the
+    // tolerance, as is 0.001 that the reference, of as many, is off by.
+    let many = 9 * COORDINATES;
     for (rho, want) in [(0.9, [0.619, 0.141, 0.576, 0.669, 0.98]), (0.99, [0.841, 0.485, 0.770, 0.950, 0.99])]
     {
-        let (mut adam, mut monitor) = new()?;
-        let (s, alarms, _) = run(&mut adam, &mut monitor, &mut Gradients::new(rho, 1.0), 120)?;
+        let (mut adam, mut monitor) = new(many)?;
+        let (s, alarms, _) = run(&mut adam, &mut monitor, &mut Gradients::new(rho, 1.0, many), 120)?;
         assert_row(&format!("AR(1) {rho}"), row(&s), want.map(Some), tolerances);
         assert_eq!(alarms, Alarms { bimodal: true, large_updates: true, ..Alarms::default() });
     }
 
-    let (mut adam, mut monitor) = new()?;
-    let (s, alarms, _) = run(&mut adam, &mut monitor, &mut Gradients::new(0.0, 1e-9), 120)?;
+    let (mut adam, mut monitor) = new(COORDINATES)?;
+    let mut tiny = Gradients::new(0.0, 1e-9, COORDINATES);
+    let (s, alarms, _) = run(&mut adam, &mut monitor, &mut tiny, 120)?;
     assert_row("σ = ε/10", row(&s), [Some(0.021), Some(0.0), Some(0.338), Some(0.0), None], tolerances);
     assert_eq!(alarms, Alarms { small_updates: true, ..Alarms::default() });
     assert_eq!(s.share_of_small_roots(), 1.0);

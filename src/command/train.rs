@@ -98,9 +98,7 @@ enum DtypeName {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   warploom train --text book.txt --out tiny --layers 4 --hidden 32 --heads 4 --vocab 300 --sequence 64 --steps 10
-  warploom train --text book.txt --out smaller --layers 2 --hidden 32 --heads 2 --vocab 300 --sequence 64 --steps 5
-  warploom train --text book.txt --out further --from tiny --sequence 64 --steps 5 --lr 1e-4
-  warploom train --text book.txt --out large --layers 24 --hidden 1024 --heads 16 --plan")]
+  warploom train --text book.txt --out further --from tiny --sequence 64 --steps 5 --lr 1e-4")]
 pub struct TrainArgs {
     /// UTF-8 text to learn from; two blank lines separate documents
     #[arg(long, value_name = "FILE")]

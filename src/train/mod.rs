@@ -118,8 +118,7 @@ pub fn train(
             (source, Some(weights))
         }
     };
-    let corpus =
-        Corpus::new(&documents, &source.tokenizer, source.marks, settings.sequence, settings.documents)?;
+    let corpus = source.corpus(&documents, settings)?;
     let trainer = Trainer::with_config(source.config, settings.clone(), weights)?;
     let origin = Origin::new(settings, text, corpus.tokens(), &source.files);
     let output = Output::create(folder, settings, &source.files)?;
@@ -156,8 +155,7 @@ pub fn resume(
     state::check(folder)?;
     let documents = data::documents(text);
     let source = Source::resumed(folder, settings)?;
-    let corpus =
-        Corpus::new(&documents, &source.tokenizer, source.marks, settings.sequence, settings.documents)?;
+    let corpus = source.corpus(&documents, settings)?;
     let origin = Origin::new(settings, text, corpus.tokens(), &source.files);
     // The weights are those of the state, whatever stands here before.
     let none = vec![0.0; parameters::Layout::new(&source.config).len];

@@ -9,7 +9,14 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Plan, data::Marks, objective::Objective, parameters::Layout, settings::Settings, tokenizer};
+use super::{
+    Plan,
+    data::{Corpus, Marks},
+    objective::Objective,
+    parameters::Layout,
+    settings::Settings,
+    tokenizer,
+};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoint, Config, Dtype, EMBEDDING, ENCODER},
@@ -43,6 +50,14 @@ pub struct Source {
 }
 
 impl Source {
+    /// The tokens of `documents` to train on.
+    ///
+    /// # Errors
+    /// Those of [`Corpus::new`].
+    pub fn corpus(&self, documents: &[&str], settings: &Settings) -> Result<Corpus> {
+        Corpus::new(documents, &self.tokenizer, self.marks, settings.sequence, settings.documents)
+    }
+
     /// A new model, with a tokenizer learned from `documents`.
     ///
     /// # Errors

@@ -376,6 +376,30 @@ fn rows_that_see_nothing() {
     }
 }
 
+/// Rows whose documents begin behind them see nothing: no tile is loaded for their sake, and their warp computes with none that others see,
+/// though both ends of what they do not see lie in it.
+#[test]
+fn rows_that_see_nothing_cost_nothing() {
+    let mut random = Random::new("prefill idle");
+    let rig = rig();
+    let mut case = Case::new(&mut random, Dtype::Bf16, 1, 1, 8, "window:30".parse().unwrap());
+    (case.positions, case.documents) = (true, true);
+    case.add(&mut random, 700, 64);
+    let mut counted = |position: i32| {
+        // A warp has 32 rows.
+        for (i, row) in case.sequences[0].rows.iter_mut().enumerate() {
+            (row.position, row.document) = if i < 32 { (20 + i as i32, 0) } else { (position, 5) };
+        }
+        check(&case, &rig).counters.first().map(|c| (c.copy.bytes, c.copy_bytes_written, c.mma))
+    };
+    let (Some((bytes, written, mma)), Some(dead)) = (counted(2), counted(-1)) else { return };
+    assert_eq!(
+        (bytes - 32 * 2 * 8, written, mma),
+        dead,
+        "as for dead rows, but for the rows of q themselves"
+    );
+}
+
 /// One row of a warp finds a larger score in the second tile, all others in the first.
 #[test]
 fn one_row_finds_a_larger_score() {

@@ -553,7 +553,6 @@ fn a_row_depends_on_itself_alone() {
 #[test]
 fn dead_rows() {
     let mut random = Random::new("linear dead rows");
-    let rig = rig();
     for (rows, epilogue, fp8) in [
         (5, LinearEpilogue::Add, false),
         (20, LinearEpilogue::StoreF32, false),
@@ -563,23 +562,29 @@ fn dead_rows() {
         // Few features, so that k has segments.
         let shape = Shape { fp8, ..Shape::plain(Dtype::Bf16, rows, 2048, &[72], epilogue) };
         let case = shape.fill(&mut random);
-        let whole = case.run(&rig);
-        let what = format!("{rows} rows, {epilogue:?}");
-        let dead = &case.repeat_at(&rig, 1, Some(&vec![-1; rows]))[0];
-        let untouched = |bytes: &[u8], dtype| numbers(bytes, dtype).iter().all(|x| x.is_nan());
-        match epilogue {
-            LinearEpilogue::Add => {
-                assert_eq!(dead.out, encode(&case.out, case.dtype), "{what}: the residual stays");
-                assert!(untouched(&dead.stats, Dtype::F32), "{what}: statistics");
+        for rig in rigs() {
+            let whole = case.run(&rig);
+            let what = format!("{}, {rows} rows, {epilogue:?}", rig.name);
+            let dead = &case.repeat_at(&rig, 1, Some(&vec![-1; rows]))[0];
+            let untouched = |bytes: &[u8], dtype| numbers(bytes, dtype).iter().all(|x| x.is_nan());
+            match epilogue {
+                LinearEpilogue::Add => {
+                    assert_eq!(dead.out, encode(&case.out, case.dtype), "{what}: the residual stays");
+                    assert!(untouched(&dead.stats, Dtype::F32), "{what}: statistics");
+                }
+                _ => assert!(untouched(&dead.out, case.out_dtype()), "{what}: outputs"),
             }
-            _ => assert!(untouched(&dead.out, case.out_dtype()), "{what}: outputs"),
-        }
-        assert!(dead.tickets.iter().all(|byte| *byte == 0), "{what}: tickets");
-        for alive in [0, rows / 2, rows - 1] {
-            let mut positions = vec![i32::MIN; rows];
-            positions[alive] = 0;
-            let run = &case.repeat_at(&rig, 1, Some(&positions))[0];
-            assert_eq!((&run.out, &run.stats), (&whole.out, &whole.stats), "{what}: row {alive} is alive");
+            assert!(dead.tickets.iter().all(|byte| *byte == 0), "{what}: tickets");
+            for alive in [0, rows / 2, rows - 1] {
+                let mut positions = vec![i32::MIN; rows];
+                positions[alive] = 0;
+                let run = &case.repeat_at(&rig, 1, Some(&positions))[0];
+                assert_eq!(
+                    (&run.out, &run.stats),
+                    (&whole.out, &whole.stats),
+                    "{what}: row {alive} is alive"
+                );
+            }
         }
     }
 }

@@ -252,6 +252,12 @@ fn e4m3_is_that_of_quantize_fp8_rows() {
         }
         check(&case, random.pick(&bounds), random.one_of(&rigs));
     }
+    // The largest in one step and in another.
+    for (width, largest) in [(4096, 100), (4096, 3000), (16384, 9000), (20000, 18000)] {
+        let mut case = Case::random(&mut random, Dtype::Bf16, 1, width, false);
+        (case.x[largest], case.weight[largest]) = (round(1000.0, case.dtype), 1.0);
+        check(&case, None, &rigs[0]);
+    }
     // Rows of zeros, and with a NaN, whose scale is NaN.
     for width in [64, 65] {
         let mut case = Case::random(&mut random, Dtype::Bf16, 3, width, false);
