@@ -205,6 +205,13 @@ fn launches_are_profiled_summed_up_and_compared() {
         Some("wl_linear_bf16_16,2,2.0,85.5,,,,")
     );
     assert!(text.contains("wl_linear_bf16_16"), "{text}");
+    for (name, bytes) in [("bytes.csv", &b"\x80\xff\0"[..]), ("half.csv", b"kernel\nwl_linear\n")] {
+        fs::write(tools.path(name), bytes).unwrap();
+        for script in ["profile-ncu", "profile-nsys"] {
+            let said = tools.refusal(script, &["--compare", name, name], 1);
+            assert!(said.starts_with(script) && said.lines().count() == 1, "{script}: {said}");
+        }
+    }
     let text = stdout(tools.run("profile-ncu", &["--compare", "a.csv", "a.csv"]));
     assert!(text.contains("2.0 → 2.0") && text.contains("85.5 → 85.5"), "{text}");
     tools.add("ncu", "exit 1");
