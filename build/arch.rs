@@ -13,6 +13,8 @@ pub struct Arch {
 
 /// What the kernels need at least.
 pub const BASELINE: Arch = Arch { number: 80, suffix: None };
+/// Whose PTX the simulator executes.
+pub const SIMULATED: Arch = Arch { number: 90, suffix: None };
 /// Hopper with wgmma and TMA.
 pub const HOPPER: Arch = Arch { number: 90, suffix: Some('a') };
 

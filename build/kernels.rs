@@ -1,8 +1,9 @@
 //! Compiles every file of `cuda/kernels` that has changed, judges what ptxas says of it, and writes the table
 //! `OUT_DIR/kernels.rs` that src/kernels/compiled.rs includes.
 //!
-//! Of a file come one fatbin, with machine code for each architecture and PTX for later ones, and the PTX that the simulator
-//! executes: compute_80, or that of the one architecture that the file's name ends in (`_sm90a`).
+//! Of a file come one fatbin, with machine code for each architecture and PTX for later ones, compute_80, and the PTX that the simulator
+//! executes: compute_90, which has all that compute_80 has and programmatic dependent launches. Of a file whose name ends in one
+//! architecture (`_sm90a`) both are for that.
 
 use std::{
     env,
@@ -18,7 +19,7 @@ use std::{
 };
 
 use crate::{
-    arch::{Arch, BASELINE},
+    arch::{Arch, BASELINE, SIMULATED},
     cache::{self, Cache, Object},
     nvcc::Nvcc,
     ptxas,
@@ -92,7 +93,7 @@ fn sources(archs: &[Arch]) -> Result<Vec<Source>, String> {
         let only = Arch::of_file(&stem);
         let archs: Vec<Arch> =
             archs.iter().copied().filter(|&arch| only.is_none_or(|only| only == arch)).collect();
-        let ptx = only.unwrap_or(BASELINE);
+        let (later, simulated) = (only.unwrap_or(BASELINE), only.unwrap_or(SIMULATED));
         let gencode = |virtual_arch: Arch, code: String| {
             ["-gencode".into(), format!("arch=compute_{virtual_arch},code={code}")]
         };
@@ -103,9 +104,9 @@ fn sources(archs: &[Arch]) -> Result<Vec<Source>, String> {
         for &arch in &archs {
             fatbin.extend(gencode(arch, format!("sm_{arch}")));
         }
-        fatbin.extend(gencode(ptx, format!("compute_{ptx}")));
-        let ptx: Vec<String> =
-            options().chain(["-ptx".into()]).chain(gencode(ptx, format!("compute_{ptx}"))).collect();
+        fatbin.extend(gencode(later, format!("compute_{later}")));
+        let ptx = gencode(simulated, format!("compute_{simulated}"));
+        let ptx: Vec<String> = options().chain(["-ptx".into()]).chain(ptx).collect();
         Source { stem, path: path.to_string_lossy().into_owned(), calls: [fatbin, ptx], archs }
     };
     let sources: Vec<Source> = paths.iter().map(source).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, ptr::NonNull, sync::Arc};
 
 use common::{
     bits_hash,
@@ -14,7 +14,8 @@ use warploom::{
     cache::Cache,
     checkpoint::{Checkpoint, Dtype},
     decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
-    driver::{self, Driver, Policy as Simulation, Simulator},
+    driver::{self, Driver, Family, Handle, Launch, Policy as Simulation, Properties, Recorded, Simulator},
+    error::{Error, Result},
     model::Llama,
 };
 
@@ -545,6 +546,69 @@ fn graphs_are_bounded() {
     }
     let recordings = generator.recordings().unwrap();
     assert_eq!((most, recordings.graphs), (recordings.most, recordings.most));
+}
+
+/// A simulator that makes no graph of what was recorded, as a GPU may not.
+struct Graphless(Simulator);
+
+macro_rules! as_the_simulator {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty),*) => {
+        $(fn $name(&self, $($argument: $type),*) -> $result { self.0.$name($($argument),*) })*
+    };
+}
+
+impl Driver for Graphless {
+    as_the_simulator! {
+        properties() -> &Properties, load(family: &Family) -> Result<Handle>, free_memory() -> Result<u64>,
+        function(module: Handle, entry: &'static str) -> Result<Handle>, allocate(bytes: usize) -> Result<u64>, free(address: u64) -> (),
+        resident(function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>, pin(bytes: usize) -> Result<NonNull<u8>>,
+        upload(stream: Handle, to: u64, data: &[u8]) -> Result<()>, download(stream: Handle, from: u64, data: &mut [u8]) -> Result<()>,
+        copy(stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>, fill(stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()>,
+        stream() -> Result<Handle>, drop_stream(stream: Handle) -> (), synchronize(stream: Handle) -> Result<()>, event() -> Result<Handle>,
+        drop_event(event: Handle) -> (), record(event: Handle, stream: Handle) -> Result<()>, wait(stream: Handle, event: Handle) -> Result<()>,
+        synchronize_event(event: Handle) -> Result<()>, elapsed_ms(from: Handle, to: Handle) -> Result<f32>,
+        begin_capture(stream: Handle) -> Result<()>, drop_graph(graph: Handle) -> ()
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>, bytes: usize) {
+        // SAFETY: the caller's promise, as below.
+        unsafe { self.0.unpin(memory, bytes) }
+    }
+
+    unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.download_later(stream, from, to, bytes) }
+    }
+
+    unsafe fn launch(&self, stream: Handle, function: Handle, launch: &Launch) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.launch(stream, function, launch) }
+    }
+
+    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
+        self.0.drop_graph(self.0.end_capture(stream)?.graph);
+        Err(Error::Device { device: self.properties().name.clone(), reason: "no room for a graph".into() })
+    }
+
+    unsafe fn launch_graph(&self, _: Handle, _: Handle) -> Result<()> {
+        unreachable!("there is none")
+    }
+}
+
+/// Where no graph can be made of a round, its launches run one by one, and no other is recorded.
+#[test]
+fn rounds_run_without_graphs_where_there_can_be_none() {
+    let checkpoint = Checkpoint::open(&golden_dir("gqa_bf16")).unwrap();
+    let ids = |driver: Arc<dyn Driver>| {
+        let llama = Llama::new(&checkpoint, Gpu::new(driver, &checkpoint).unwrap(), 64).unwrap();
+        let request = drafting(greedy(&prompt("gqa_bf16")[..9], 16), 2, 3, 0.0);
+        let (finished, recordings) = run_late(&llama, vec![request], 64, &mut |_, _| None);
+        (finished[0].ids.clone(), finished[0].logits_hash, recordings.graphs > 0)
+    };
+    let graphless = ids(Arc::new(Graphless(Simulator::new(Simulation::default()))));
+    let (with, hash, graphs) = ids(Arc::new(Simulator::new(Simulation::default())));
+    assert!(graphs);
+    assert_eq!(graphless, (with, hash, false));
 }
 
 /// What a model is said to take is what it takes, and too much is refused before anything is there.

@@ -34,4 +34,9 @@ __device__ __forceinline__ uint4 load_once(const void* p, bool valid) {
     return x;
 }
 
+// Has the line around `p` brought to L2.
+__device__ __forceinline__ void prefetch_to_l2(const void* p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+}
+
 }  // namespace wl

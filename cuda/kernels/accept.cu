@@ -16,6 +16,7 @@
 // Bytes: a few hundred per sequence. With a refusal the two rows of logits that p and q come from, read 1 + 1/16 times,
 // by one SM: 8 · vocab bytes at about 64 a clock, 10 µs for 128256. Bound by latency otherwise: three dependent reads
 // of memory. Registers: 95 (wl_round_begin: 28, for sm_90 32), static shared memory 272 bytes, 16 warps per SM.
+#include "arch/dependency.cuh"
 #include "arch/philox.cuh"
 #include "arch/sampling.cuh"
 #include "wl_accept.h"
@@ -33,6 +34,7 @@ __device__ __forceinline__ void write_row(const WlRows& rows, int64_t row, int t
 }
 
 __device__ __forceinline__ void round_begin(const WlRoundBegin& p) {
+    begin_in_order();
     const int64_t draft_rows = int64_t(p.steps) * p.draft_rows;
     for (int64_t row = threadIdx.x; row < draft_rows; row += WL_ROUND_BEGIN_THREADS) write_row(p.draft, row, 0, -1, 0);
     for (int row = threadIdx.x; row < p.verify_rows; row += WL_ROUND_BEGIN_THREADS) write_row(p.verify, row, 0, -1, 0);
@@ -117,6 +119,7 @@ __device__ __forceinline__ int draw_residual(const Scores& p_scores, WlChoice p,
 }
 
 __device__ __forceinline__ void accept(const WlAccept& p) {
+    begin_in_order();
     __shared__ Shared shared;
     const int slot = blockIdx.x;
     WlSequence& state = global<WlSequence>(p.states)[slot];

@@ -15,6 +15,7 @@
 // holds 3 CTAs, 24 warps, with 48 KB of loads on their way. Shared memory: 11 KB.
 #include <stddef.h>
 
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/memory.cuh"
 #include "arch/ticket.cuh"
@@ -203,6 +204,7 @@ __device__ __forceinline__ void finish(const WlAdamw& p, Head* head, const uint3
 }
 
 template <typename G> __device__ __forceinline__ void adamw(const WlAdamw& p) {
+    begin_in_order();
     __shared__ Shared shared;
     const int64_t first = first_of(blockIdx.x) + warp_id() * SPAN;
     const int left = int(min(p.count - first, int64_t(SPAN)));

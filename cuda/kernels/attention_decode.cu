@@ -72,6 +72,7 @@
 //             32      81 KB                    2 / 2                 2 / 2
 // _combine has 116 / 115 registers, and 1 KB of shared memory for each of 8 warps.
 #include "arch/cp_async.cuh"
+#include "arch/dependency.cuh"
 #include "arch/ldmatrix.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"
@@ -534,6 +535,7 @@ template <typename T, int D, int PART>
 __device__ __forceinline__ void attention_decode(const WlAttentionDecode& p) {
     using S = Shape<D, PART>;
     extern __shared__ __align__(128) unsigned char shared[];
+    begin_in_order();
     const int warps = blockDim.x / 32 / S::COLUMNS, column = warp_id() / warps, warp = warp_id() % warps;
 
     // Which rows, what they see together, and in how many parts.
@@ -618,6 +620,7 @@ struct Columns {
 // merges them by 3 FLOP for each element; the first warp merges the segments. Which parts there are follows from what
 // the row itself sees.
 template <typename T> __device__ __forceinline__ void combine(const WlAttentionDecode& p) {
+    begin_in_order();
     constexpr int SPLITS = SEGMENT / SPLIT;
     __shared__ Columns of_segments[WL_ATTENTION_COMBINE_WARPS][32];
     const int head = blockIdx.x % p.heads, column = blockIdx.x / p.heads * 128 + 4 * lane_id();

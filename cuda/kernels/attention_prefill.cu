@@ -58,6 +58,7 @@
 //   K and V to shared memory, by each tile of rows       4.3 GB            1.0 GB
 #include "arch/attention.cuh"
 #include "arch/cp_async.cuh"
+#include "arch/dependency.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"
 #include "arch/mma.cuh"
@@ -350,6 +351,7 @@ template <typename T, int D> __device__ __forceinline__ void attention_prefill(c
     using S = Shape<D>;
     using L = Lanes<D>;
     extern __shared__ __align__(128) unsigned char shared[];
+    begin_in_order();
     const int group = p.heads / p.kv_heads, kv_head = blockIdx.x % p.kv_heads;
     const int2 tile = find_tile<S::ROWS>(p, blockIdx.x / p.kv_heads);
     if (tile.x < 0) return;

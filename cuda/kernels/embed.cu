@@ -5,6 +5,7 @@
 //
 // Bytes of a launch: rows · width · 2 · sizeof(T), each moved once, + 4 · rows · width/64 of statistics. FLOP: 2 per
 // feature. Registers: 32, 16 CTAs = 64 warps per SM.
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/memory.cuh"
 #include "arch/row_statistics.cuh"
@@ -46,6 +47,7 @@ __device__ __forceinline__ void embed_features(const T* from, T* out, float* sta
 }
 
 template <typename T> __device__ __forceinline__ void embed(const WlEmbed& p) {
+    begin_in_order();
     const uint32_t ctas = (p.width + WL_EMBED_FEATURES - 1) / WL_EMBED_FEATURES;
     const int64_t row = blockIdx.x / ctas;
     const int first = blockIdx.x % ctas * WL_EMBED_FEATURES + 8 * threadIdx.x;

@@ -42,6 +42,7 @@
 // For sm_80: 254 registers in a large tile (e4m3: 244), 48 KB of shared memory, two CTAs an SM: 8 warps, up to 96 KB of
 // copies on their way. 127 in a small one (e4m3: 113), four CTAs by registers, which an H100's shared memory has room
 // for; three on an A100, two where an SM has 100 KB. `any`: 128 (e4m3: 139).
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/fp8.cuh"
 #include "arch/math.cuh"
@@ -174,6 +175,7 @@ __device__ __forceinline__ void finish(float (&y)[8], float x_scale, const WlPro
 }
 
 template <typename T, typename E, typename S, bool ALIGNED> __device__ __forceinline__ void gemm(const WlGemm& p) {
+    begin_in_order();
     constexpr int M = S::WARP_ROWS / 16;
     constexpr int PITCH = 2 * S::WIDTH, STEPS = PITCH / 32;
     constexpr int X_TILE = S::ROWS * PITCH, STAGE = X_TILE + S::FEATURES * PITCH;

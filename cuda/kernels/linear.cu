@@ -21,6 +21,8 @@
 //   x            16 KB tiles of all rows in shared memory, twice: the next one is fetched to registers while this
 //                one is used, normalised there if there is a norm, and put down in the order in which lanes take A
 //                operands, 16 bytes at a time (`x_place`).
+//   before       On a stream with programmatic launches (dependency.cuh) all that comes before the wait for the kernel
+//                ahead is weights: 32 KB per CTA into registers (e4m3: 16), and 64 KB more into L2.
 //   segments     Few features make few CTAs, so k is cut (in src/kernels/linear.rs, by the shapes of the weights
 //                alone). Every CTA then leaves its sums in the scratch, f32 [rows, 128]; the last of a block to
 //                arrive, by a ticket, adds them up in the order of k.
@@ -44,6 +46,7 @@
 // For sm_80, up to 16, 32, 64 rows: 96, 113, 125 registers (e4m3: 126, 125, 126, for sm_90a 126, 128, 126), 33, 33, 35
 // KB of shared memory, two CTAs an SM: 16 warps, 64 KB of weights in flight (e4m3 at 64 rows: 32). `any` takes its
 // elements one by one: 188 registers (e4m3: 152).
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/fp8.cuh"
 #include "arch/math.cuh"
@@ -205,7 +208,9 @@ template <typename T, typename E, int ROWS, bool WHOLE> __device__ __forceinline
     const int begin = blockIdx.y * p.segment_length;
     const int end = min(p.inputs, begin + p.segment_length);
 
-    // The first turn of weights is under way before anything else.
+    // The first turn of weights is under way before anything else, and lines of the next turns on their way to L2: a
+    // launch that begins while the one before it ends spends the time in between on what that one does not write.
+    release_dependents();
     const E* const weight_a = global<const E>(a.weight) + feature_a * a.stride + begin + LOAD * t;
     const E* const weight_b = global<const E>(b.weight) + feature_b * b.stride + begin + LOAD * t;
     const int count_a = feature_a < a.features ? end - begin - LOAD * t : 0;
@@ -217,6 +222,14 @@ template <typename T, typename E, int ROWS, bool WHOLE> __device__ __forceinline
     };
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) load(j, 0);
+    if constexpr (WHOLE) {
+        // Four lines of each feature, one a lane of the quad.
+        constexpr int LINE = 128 / sizeof(E);
+        const int k = TURN + LINE * t;
+        if (count_a > k) prefetch_to_l2(weight_a + k);
+        if (count_b > k) prefetch_to_l2(weight_b + k);
+    }
+    await_dependencies();
 
     // Tiles of x. A thread brings eight k of two rows, 8 apart as an mma has them, X_PAIRS times.
     constexpr int COLUMNS = TILE / 8, PAIR_STEP = THREADS / COLUMNS;

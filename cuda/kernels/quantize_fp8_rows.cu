@@ -6,6 +6,7 @@
 //
 // Bytes of a launch: rows · (3 · width + 4), each moved once. 21 instructions a feature, 6 FLOP among them; an H100
 // takes its 3 bytes in the time of 30. Registers: up to 57, so an SM holds 4 CTAs, 32 warps.
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/memory.cuh"
 #include "arch/row_e4m3.cuh"
@@ -48,6 +49,7 @@ __device__ __forceinline__ void quantize_row(const WlQuantizeFp8Rows& p, const T
 }
 
 template <typename T> __device__ __forceinline__ void quantize_fp8_rows(const WlQuantizeFp8Rows& p) {
+    begin_in_order();
     __shared__ int most[WARPS];
     const int64_t row = blockIdx.x;
     if (p.positions && global<const int32_t>(p.positions)[row] < 0) return;

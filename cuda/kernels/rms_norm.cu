@@ -16,6 +16,7 @@
 // row. FLOP: about 6 per feature. Registers for sm_80 / sm_90: 41 / 45 at HELD 2 (4096 features): 5 CTAs, 40 warps per SM (f32:
 // 57 / 58, 4 CTAs; e4m3: 46, 5 CTAs). 107 / 99 at HELD 8 (16384; e4m3: 105 / 110): 2 CTAs, 16 warps. Either way an SM has 40 KB or more of loads on
 // their way, over twice what its share of an H100's memory takes at 600 ns.
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/memory.cuh"
 #include "arch/row_e4m3.cuh"
@@ -142,6 +143,7 @@ __device__ __forceinline__ void norm_row(const WlRmsNorm& p, const T* x, const T
 }
 
 template <typename T, typename Y, int HELD> __device__ __forceinline__ void rms_norm(const WlRmsNorm& p) {
+    begin_in_order();
     __shared__ Shared shared;
     const int64_t row = blockIdx.x;
     if (p.positions && global<const int32_t>(p.positions)[row] < 0) return;

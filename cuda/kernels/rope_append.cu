@@ -10,6 +10,7 @@
 // frequencies, position, sequence and page from L2. FLOP: 6 per pair, and 45 in f64 per pair of a CTA: a tenth of
 // what an H100 can do in the time of the bytes. Shared memory: 1280 bytes. Registers: 40, 12 CTAs = 48 warps per SM,
 // which has 48 KB of loads on their way.
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"
@@ -103,6 +104,7 @@ __device__ __forceinline__ void rope_append_row(const WlRopeAppend& p, T* qkv, i
 }
 
 template <typename T> __device__ __forceinline__ void rope_append(const WlRopeAppend& p) {
+    begin_in_order();
     __shared__ Turns turns;
     const uint32_t items = (p.heads + 2 * p.kv_heads) * ((p.head_dim + 15) / 16);
     const uint32_t ctas = (items + THREADS - 1) / THREADS;

@@ -19,6 +19,7 @@
 // settle the filters, 2 more per top-k and top-p, one per further digit, and 1. The first comes from memory, the others
 // from L2 by one SM: at about 64 bytes a clock, 128256 logits take 5 µs a read, 32000 take 1.2. FLOP: about 20 per
 // logit and read, for its weight. Registers: 85, for sm_90 88. Shared memory: 59 KB. One CTA, 16 warps per SM.
+#include "arch/dependency.cuh"
 #include "arch/philox.cuh"
 #include "arch/ticket.cuh"
 #include "arch/sampling.cuh"
@@ -376,6 +377,7 @@ __device__ __forceinline__ void add_draft(const WlSample& p, WlSequence& state, 
 }
 
 __device__ __forceinline__ void sample(const WlSample& p) {
+    begin_in_order();
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int64_t row = blockIdx.y;

@@ -11,6 +11,7 @@
 // over the largest |out|. A row of up to 16384 features stays in registers until then; a wider one is read and computed
 // again. Bytes: rows · (5 · width + 4), where apart they were rows · (9 · width + 4). Registers: up to 100, 2 CTAs =
 // 16 warps.
+#include "arch/dependency.cuh"
 #include "arch/eight.cuh"
 #include "arch/math.cuh"
 #include "arch/memory.cuh"
@@ -59,6 +60,7 @@ __device__ __forceinline__ void swiglu_part(const T* gate, const T* up, T* out, 
 }
 
 template <typename T> __device__ __forceinline__ void swiglu(const WlSwiglu& p) {
+    begin_in_order();
     const uint32_t ctas = (p.width + WL_SWIGLU_FEATURES - 1) / WL_SWIGLU_FEATURES;
     const int64_t row = blockIdx.x / ctas;
     const int first = blockIdx.x % ctas * WL_SWIGLU_FEATURES + 8 * threadIdx.x;
@@ -96,6 +98,7 @@ __device__ __forceinline__ void swiglu_row(const WlSwiglu& p, const T* gate, con
 }
 
 template <typename T> __device__ __forceinline__ void swiglu_e4m3(const WlSwiglu& p) {
+    begin_in_order();
     __shared__ int most[WL_SWIGLU_E4M3_THREADS / 32];
     const int64_t row = blockIdx.x;
     if (p.positions && global<const int32_t>(p.positions)[row] < 0) return;

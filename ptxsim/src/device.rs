@@ -63,6 +63,9 @@ pub struct Device {
     unfinished: Vec<Footprint>,
 }
 
+/// A device's memory at one time.
+pub struct Memory(Arena);
+
 /// A module on a device: its variables have addresses.
 pub struct Loaded {
     module: Module,
@@ -173,6 +176,17 @@ impl Device {
     pub fn poison(&mut self, address: u64, bytes: usize) -> Result<()> {
         self.synchronise();
         self.arena.poison(address, bytes)
+    }
+
+    /// All of its memory, to come back to: what is allocated, what it holds, and what has been written.
+    pub fn save(&self) -> Memory {
+        Memory(self.arena.clone())
+    }
+
+    /// Makes its memory what it was when `memory` was saved. Waits for every launch.
+    pub fn restore(&mut self, memory: Memory) {
+        self.synchronise();
+        self.arena = memory.0;
     }
 
     /// Waits for every launch: none that follows can overlap them.

@@ -29,7 +29,7 @@ mod roofline;
 
 pub use check::{Finding, Kind};
 pub use counters::{Counters, Global, Shared};
-pub use device::{Device, Loaded};
+pub use device::{Device, Loaded, Memory};
 pub use entry::Entry;
 pub use error::{Error, Result};
 pub use exec::TraceLine;

@@ -261,7 +261,7 @@ pub trait Backend: Send + Sync {
         cache: &Cache,
         out: &mut Self::Buffer,
     ) -> Result<()>;
-    /// Copies row `from` of `source` to row `to` of `target`, both `[_, width]`.
+    /// Copies row `from` of `source` to row `to` of `target`, both `[_, width]`; nothing if it is a dead one of `rows`.
     fn copy_row(
         &self,
         source: &Self::Buffer,
@@ -269,6 +269,7 @@ pub trait Backend: Send + Sync {
         target: &mut Self::Buffer,
         to: usize,
         width: usize,
+        rows: Option<&Self::Rows>,
     ) -> Result<()>;
     /// Copies page `from` to page `to` in every layer.
     fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32) -> Result<()>;

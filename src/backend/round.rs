@@ -129,8 +129,8 @@ pub trait Round<B: Backend + ?Sized>: Send + Sized {
     fn replay(&mut self, backend: &B, shape: &[RoundShape]) -> Result<bool>;
     /// Whether the launches of the round to come are recorded, and not run yet; [`Round::end_recording`] must follow them then.
     fn begin_recording(&mut self, backend: &B, shape: &[RoundShape]) -> Result<bool>;
-    /// Keeps what was recorded, and runs it. Without `whole` it is dropped.
-    fn end_recording(&mut self, backend: &B, shape: &[RoundShape], whole: bool) -> Result<()>;
+    /// Keeps what was recorded, and runs it. False if nothing of it runs: without `whole`, and where the device cannot.
+    fn end_recording(&mut self, backend: &B, shape: &[RoundShape], whole: bool) -> Result<bool>;
     /// Begins a round: rows and lengths are where the passes want them.
     fn begin(&mut self, backend: &B) -> Result<()>;
     /// Rows `from..to` of draft step `step`.
@@ -174,7 +174,7 @@ impl<B: Backend + ?Sized> Round<B> for Infallible {
     fn begin_recording(&mut self, _: &B, _: &[RoundShape]) -> Result<bool> {
         match *self {}
     }
-    fn end_recording(&mut self, _: &B, _: &[RoundShape], _: bool) -> Result<()> {
+    fn end_recording(&mut self, _: &B, _: &[RoundShape], _: bool) -> Result<bool> {
         match *self {}
     }
     fn begin(&mut self, _: &B) -> Result<()> {

@@ -116,16 +116,21 @@ impl<B: Backend> Generator<'_, B> {
         if round.replay(backend, shape)? {
             return Ok(());
         }
-        let recording = round.begin_recording(backend, shape)?;
-        let launched = round
-            .begin(backend)
-            .and_then(|()| self.draft_on_device(round))
-            .and_then(|()| self.verify_on_device(round));
-        if recording {
-            let ended = round.end_recording(backend, shape, launched.is_ok());
-            return launched.and(ended);
+        if round.begin_recording(backend, shape)? {
+            let recorded = self.launch_phases(round);
+            if round.end_recording(backend, shape, recorded.is_ok())? {
+                return Ok(());
+            }
+            // Nothing of it has run.
+            recorded?;
         }
-        launched
+        self.launch_phases(round)
+    }
+
+    fn launch_phases(&mut self, round: &mut B::Round) -> Result<()> {
+        round.begin(self.llama.backend())?;
+        self.draft_on_device(round)?;
+        self.verify_on_device(round)
     }
 
     /// Waits for the oldest round in flight, and tells the observer its tokens. What sequences that have ended, or are others than those
@@ -225,6 +230,7 @@ impl<B: Backend> Generator<'_, B> {
                             &mut self.exit_hidden,
                             plan.verify_row + step,
                             self.llama.config().hidden,
+                            Some(rows),
                         )?;
                     }
                 }

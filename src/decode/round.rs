@@ -216,7 +216,7 @@ impl<B: Backend> Generator<'_, B> {
                 if round.exit_layer == exit && !round.closed && heads == (step < round.limit) {
                     let to = round.base + step;
                     let backend = self.llama.backend();
-                    backend.copy_row(self.work.hidden(), row, &mut self.exit_hidden, to, width)?;
+                    backend.copy_row(self.work.hidden(), row, &mut self.exit_hidden, to, width, None)?;
                     round.rows = step + 1;
                     row += 1;
                     drafting += usize::from(heads);
@@ -298,6 +298,7 @@ impl<B: Backend> Generator<'_, B> {
                             self.work.hidden_mut(),
                             first + i,
                             width,
+                            None,
                         )?;
                     }
                 }

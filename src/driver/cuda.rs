@@ -60,6 +60,8 @@ pub struct Cuda {
     /// The device's primary context: the one that the runtime API and other libraries use.
     context: CUcontext,
     properties: Properties,
+    /// Whether kernels may begin early: they wait for those before them, which kernels from PTX for older GPUs do not.
+    programmatic: bool,
     staging: Mutex<Staging>,
     /// Of the context, so shared by all that open the same GPU.
     captures: &'static Mutex<Captures>,
@@ -159,6 +161,8 @@ impl Cuda {
             name,
             device,
             context,
+            programmatic: properties.capability >= PROGRAMMATIC_CAPABILITY
+                && has_machine_code(properties.capability),
             properties,
             staging: Mutex::new(Staging { memory: ptr::null_mut(), copied: vec![], next: 0 }),
             captures: lock(&CAPTURES).entry(device).or_insert_with(|| Box::leak(Box::default())),
@@ -437,7 +441,7 @@ impl Driver for Cuda {
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
         }
         // A permission: without it, the launch waits for those before it.
-        if launch.programmatic && self.properties.capability >= PROGRAMMATIC_CAPABILITY {
+        if launch.programmatic && self.programmatic {
             let id = LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });

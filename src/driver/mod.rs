@@ -90,7 +90,8 @@ pub struct Launch<'p> {
     pub cluster: [u32; 3],
     /// Dynamic shared memory of a CTA in bytes.
     pub shared_bytes: u32,
-    /// It may begin before those before it on the stream have ended (programmatic dependent launch).
+    /// It may begin before those before it on the stream have ended, and waits for them itself: programmatic dependent launch. A GPU that
+    /// is older than Hopper, or has no machine code for itself, makes nothing of it.
     pub programmatic: bool,
     /// The parameter's bytes.
     pub parameter: &'p [u8],
@@ -404,6 +405,7 @@ impl<'b> ViewMut<'b> {
 pub struct Stream {
     driver: Arc<dyn Driver>,
     handle: Handle,
+    programmatic: bool,
 }
 
 impl Stream {
@@ -412,7 +414,17 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`].
     pub fn new(driver: &Arc<dyn Driver>) -> Result<Self> {
-        Ok(Stream { handle: driver.stream()?, driver: driver.clone() })
+        Ok(Stream { handle: driver.stream()?, driver: driver.clone(), programmatic: false })
+    }
+
+    /// A stream whose kernels may begin while the one before them ends, as [`Launch::programmatic`] says. Those of this crate wait for
+    /// it before they touch anything but the weights of a [`Linear`](crate::kernels::Linear): a kernel or copy that writes such weights
+    /// must have been waited for.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn overlapping(driver: &Arc<dyn Driver>) -> Result<Self> {
+        Ok(Stream { handle: driver.stream()?, driver: driver.clone(), programmatic: true })
     }
 
     /// The driver whose stream it is.
@@ -477,8 +489,9 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`].
     pub unsafe fn launch(&self, function: Handle, launch: &Launch) -> Result<()> {
+        let launch = Launch { programmatic: launch.programmatic || self.programmatic, ..*launch };
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(self.handle, function, launch) }
+        unsafe { self.driver.launch(self.handle, function, &launch) }
     }
 
     /// Waits for everything on the stream.

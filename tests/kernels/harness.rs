@@ -25,7 +25,9 @@ pub struct Rig {
 
 impl Rig {
     fn simulated(delivery: Delivery, schedule: Schedule) -> Rig {
-        let simulator = Arc::new(Simulator::new(Policy { delivery, schedule, ..Policy::default() }));
+        let rehearsed = matches!(delivery, Delivery::Eager);
+        let policy = Policy { delivery, schedule, rehearsed, ..Policy::default() };
+        let simulator = Arc::new(Simulator::new(policy));
         let driver: Arc<dyn Driver> = simulator.clone();
         Rig::new(driver, Some(simulator), format!("sim, {delivery:?}, {schedule:?}"))
     }

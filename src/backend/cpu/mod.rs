@@ -399,6 +399,7 @@ impl Backend for Cpu {
         target: &mut Vec<f32>,
         to: usize,
         width: usize,
+        _rows: Option<&Self::Rows>,
     ) -> Result<()> {
         target[to * width..][..width].copy_from_slice(&source[from * width..][..width]);
         Ok(())

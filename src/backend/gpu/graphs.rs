@@ -88,16 +88,19 @@ impl Graphs {
         Ok(false)
     }
 
-    /// Ends what [`Graphs::begin`] began.
+    /// Ends what [`Graphs::begin`] began, and runs it if it is whole. A device that makes no graph of it is asked for none again.
     ///
     /// # Safety
     /// As [`Graphs::replay`].
-    pub unsafe fn end(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<()> {
+    pub unsafe fn end(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<bool> {
         let graph = gpu.stream.end_capture();
         if !whole {
-            return Ok(());
+            return Ok(false);
         }
-        let graph = graph?;
+        let Ok(graph) = graph else {
+            self.on = false;
+            return Ok(false);
+        };
         // SAFETY: it has just been recorded, and the caller's promise.
         unsafe { gpu.stream.launch_graph(&graph)? };
         if self.recorded.len() == MOST
@@ -106,7 +109,7 @@ impl Graphs {
             self.recorded.swap_remove(oldest);
         }
         self.recorded.push(Recorded { shape: shape.to_vec(), graph, used: self.clock });
-        Ok(())
+        Ok(true)
     }
 
     pub fn recordings(&self) -> Recordings {

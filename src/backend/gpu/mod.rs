@@ -53,6 +53,8 @@ pub struct Gpu {
     uploaded: Arc<AtomicU64>,
     /// Drafts that rounds keep whatever the model says; `usize::MAX`: what it says counts.
     scripted: AtomicUsize,
+    /// i32: 0, the row that is copied.
+    first: Buffer,
 }
 
 /// Attention's is as large as the largest round asks for; more decode rows than that, which no round has, make it grow.
@@ -125,11 +127,12 @@ impl Gpu {
         let config = &checkpoint.config;
         let embedding = checkpoint.tensor("model.embed_tokens.weight", &[config.vocab, config.hidden])?;
         let dtype = if embedding.dtype() == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
-        let stream = Stream::new(&driver)?;
+        let stream = Stream::overlapping(&driver)?;
         // The products' counters begin at zero and return to it.
         let mut linear = Buffer::new(&driver, Linear::MOST_SCRATCH)?;
         stream.fill(&mut linear.view_mut(), 0)?;
         let scratch = Mutex::new(Scratch { linear, attention: Buffer::new(&driver, 0)?, generation: 0 });
+        let first = Buffer::from_slice(&stream, &[0i32])?;
         Ok(Gpu {
             kernels: Kernels::load(&driver)?,
             stream,
@@ -138,6 +141,7 @@ impl Gpu {
             graphs: true,
             uploaded: Arc::default(),
             scripted: AtomicUsize::new(usize::MAX),
+            first,
             driver,
         })
     }
@@ -280,12 +284,12 @@ impl Backend for Gpu {
         let Some(bytes) = elements else {
             return Err(Error::argument("rows", format!("{rows} of {width} exceed the address space")));
         };
-        Ok(Activations {
-            memory: Buffer::new(&self.driver, bytes)?,
-            stats: Buffer::new(&self.driver, rows * width.div_ceil(64) * 4)?,
-            width,
-            stride,
-        })
+        let mut memory = Buffer::new(&self.driver, bytes)?;
+        let mut stats = Buffer::new(&self.driver, rows * width.div_ceil(64) * 4)?;
+        // Dead rows are multiplied beside others, whatever they hold.
+        self.stream.fill(&mut memory.view_mut(), 0)?;
+        self.stream.fill(&mut stats.view_mut(), 0)?;
+        Ok(Activations { memory, stats, width, stride })
     }
 
     fn quantised(&self, rows: usize, width: usize) -> Result<Quantised> {
@@ -295,7 +299,7 @@ impl Backend for Gpu {
         };
         let (mut codes, mut scales) =
             (Buffer::new(&self.driver, bytes)?, Buffer::new(&self.driver, rows * 4)?);
-        // Dead rows are multiplied beside others, whatever they hold.
+        // As in `buffer`.
         self.stream.fill(&mut codes.view_mut(), 0)?;
         self.stream.fill(&mut scales.view_mut(), 0)?;
         Ok(Quantised { codes, scales, stride, width: 0, live: None })
@@ -607,16 +611,27 @@ impl Backend for Gpu {
         target: &mut Activations,
         to: usize,
         _width: usize,
+        rows: Option<&PassRows>,
     ) -> Result<()> {
-        let size = self.dtype.size();
-        let bytes = source.stride * size;
-        self.stream.copy(
-            source.rows(from, 1, size).view,
-            &mut target.memory.view_mut().part(to * bytes..(to + 1) * bytes),
-        )?;
-        let bytes = source.width.div_ceil(64) * 4;
-        self.stream
-            .copy(source.stats(from, 1), &mut target.stats.view_mut().part(to * bytes..(to + 1) * bytes))
+        let (size, width, stride) = (self.dtype.size(), source.width, source.stride);
+        let row = to * stride * size..(to + 1) * stride * size;
+        let bytes = width.div_ceil(64) * 4;
+        // A lookup in a table of this one row. Two copies, of it and of its statistics, would cost more, and stand between kernels that
+        // overlap.
+        self.kernels.embed.launch(
+            &self.stream,
+            &EmbedArgs {
+                dtype: self.dtype,
+                rows: 1,
+                width,
+                vocabulary: 1,
+                table: source.rows(from, 1, size),
+                tokens: self.first.view(),
+                positions: rows.map(|rows| rows.positions.view_of(from..from + 1)),
+                out: RowsMut { view: target.memory.view_mut().part(row), stride },
+                stats: Some(target.stats.view_mut().part(to * bytes..(to + 1) * bytes)),
+            },
+        )
     }
 
     fn copy_page(&self, kv: &mut Paged, from: u32, to: u32) -> Result<()> {

@@ -53,7 +53,7 @@ pub struct DeviceRound {
     host_seen: Vec<u32>,
     draft_choices: Buffer,
     verify_choices: Buffer,
-    /// f32 `[steps kept, slots, vocab]`: one step for greedy sequences, all where some sequence draws.
+    /// f32 `[steps, slots, vocab]`: all steps have room; while sequences are greedy, the first one's serves them all, in L2.
     draft_logits: Buffer,
     draws: bool,
     /// f32 `[slots · steps, vocab]`.
@@ -146,7 +146,7 @@ impl DeviceRound {
             host_seen: vec![0; words],
             draft_choices: buffer(slots * MAX_DRAFT * size_of::<WlChoice>())?,
             verify_choices: buffer(slots * steps * size_of::<WlChoice>())?,
-            draft_logits: logits(slots)?,
+            draft_logits: logits(slots * max_draft.max(1))?,
             draws: false,
             verify_logits: logits(slots * steps)?,
             row: vec![0.0; vocab],
@@ -254,10 +254,8 @@ impl Round<Gpu> for DeviceRound {
             gpu.stream.upload(&mut self.seen.view_mut().part(to), &self.host_seen)?;
         }
         if sequence.temperature > 0.0 && !self.draws && self.sizes.max_draft > 0 {
-            let RoundSizes { slots, max_draft, vocab } = self.sizes;
-            // Graphs have the old ones in them.
+            // Steps then have logits of their own, which graphs do not know of.
             self.graphs.clear();
-            self.draft_logits = Buffer::new(&gpu.driver, 4 * max_draft * slots * vocab)?;
             self.draws = true;
         }
         Ok(())
@@ -304,7 +302,7 @@ impl Round<Gpu> for DeviceRound {
         self.graphs.begin(gpu, shape)
     }
 
-    fn end_recording(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<()> {
+    fn end_recording(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<bool> {
         // SAFETY: as in `replay`.
         unsafe { self.graphs.end(gpu, shape, whole) }
     }
