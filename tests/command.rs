@@ -535,6 +535,7 @@ fn options_that_cannot_be_are_refused() {
         (&["--prompt", "a", "-n", "-3"], 2, "-3"),
         (&["--prompt", "a", "--stop", ""], 1, "--stop"),
         (&["--prompt", "a", "--device", "tpu"], 1, "--device: 'tpu'"),
+        (&["--prompt", "a", "--cublaslt"], 1, "--cublaslt: computes on a GPU"),
         (&["--prompt", "a", "--threads", "1025"], 1, "--threads: 1025"),
         (&["--prompt", "a", "--context", "0"], 1, "--context: 0"),
         (&["--prompt", "a", "--context", "513"], 1, "--context: 513"),

@@ -14,7 +14,9 @@ use warploom::{
     cache::Cache,
     checkpoint::{Checkpoint, Dtype},
     decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
-    driver::{self, Driver, Family, Handle, Launch, Policy as Simulation, Properties, Recorded, Simulator},
+    driver::{
+        self, Driver, Family, Handle, Launch, Policy as Simulation, Products, Properties, Recorded, Simulator,
+    },
     error::{Error, Result},
     model::Llama,
 };
@@ -343,6 +345,43 @@ fn prompts_in_pieces_and_shared_prefixes() {
     }
 }
 
+/// Whole pieces of a prompt by the device's library: near the kernels' logits, in the same bits each time, and drafts as exact as ever.
+#[test]
+fn prompts_by_the_library() {
+    for name in ["gqa_bf16", "mqa_f16"] {
+        let checkpoint = Checkpoint::open(&golden_dir(name)).unwrap();
+        let prompt: Vec<u32> = prompt(name).iter().cycle().take(129).copied().collect();
+        let by_kernels = after_prompts(&on_device(&golden_dir(name), 256), &prompt, &[128]);
+        let mut gpu = Gpu::new(device(), &checkpoint).unwrap();
+        if let Err(e) = gpu.use_library() {
+            assert!(e.to_string().contains("there is no cuBLASLt"), "{e}");
+            continue;
+        }
+        let llama = Llama::new(&checkpoint, gpu, 256).unwrap();
+        let choices = || llama.backend().library().unwrap().1;
+        let piecewise = after_prompts(&llama, &prompt, &[1, 127]);
+        assert_eq!(piecewise, by_kernels, "pieces that are not whole");
+        assert!(choices().is_empty());
+        let got = after_prompts(&llama, &prompt, &[128]);
+        let measured = choices().len();
+        // q, k and v, the output, gate and up, down, and k and v of the last layer, all that the next tokens need of it.
+        assert_eq!(measured, 5);
+        assert!(choices().iter().all(|choice| choice.library_ms.is_some()));
+        if std::env::var_os("WARPLOOM_DEVICE").is_none() {
+            assert!(choices().iter().all(|choice| choice.library), "loops on the host beat the simulator");
+        }
+        assert_eq!(after_prompts(&llama, &prompt, &[128]), got, "the same bits each time");
+        assert_eq!(choices().len(), measured, "measured once");
+        let most = by_kernels.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+        for (got, want) in got.iter().zip(&by_kernels) {
+            assert!((got - want).abs() < 0.03 * most, "{name}: {got} is not {want}");
+        }
+        let plain = run(&llama, vec![greedy(&prompt, 6)], 256).remove(0);
+        let request = drafting(greedy(&prompt, 6), 1, 4, 0.0);
+        assert_equal(name, &run(&llama, vec![request], 256)[0], &plain);
+    }
+}
+
 /// With feed-forward weights in e4m3: drafts, prompts in pieces and batches in the bits of plain decoding, and logits
 /// that an f64 pass with the same quantising has, but for the rounding of activations.
 #[test]
@@ -568,6 +607,10 @@ impl Driver for Graphless {
         drop_event(event: Handle) -> (), record(event: Handle, stream: Handle) -> Result<()>, wait(stream: Handle, event: Handle) -> Result<()>,
         synchronize_event(event: Handle) -> Result<()>, elapsed_ms(from: Handle, to: Handle) -> Result<f32>,
         begin_capture(stream: Handle) -> Result<()>, drop_graph(graph: Handle) -> ()
+    }
+
+    fn products(self: Arc<Self>) -> Result<Arc<dyn Products>> {
+        Err(Error::Device { device: self.properties().name.clone(), reason: "no library".into() })
     }
 
     unsafe fn unpin(&self, memory: NonNull<u8>, bytes: usize) {

@@ -8,9 +8,14 @@ use std::{
     sync::Arc,
 };
 
+use half::bf16;
 use warploom::{
     Error, Result,
-    driver::{Buffer, Cuda, Driver, Entry, Event, Family, Handle, Launch, Policy, Simulator, Stream, open},
+    checkpoint::Dtype,
+    driver::{
+        Buffer, Cuda, Driver, Entry, Event, Family, Handle, Launch, Policy, ProductShape, Simulator, Stream,
+        open,
+    },
     kernels,
 };
 
@@ -371,6 +376,85 @@ fn a_kernel_is_launched_as_it_was_asked() {
     }
 }
 
+/// Products by the device's library: rows apart, added to or not, the same bits each time.
+#[test]
+fn a_library_multiplies() {
+    let (rows, inputs, features) = (5, 40, 24);
+    let (x_stride, weight_stride, out_stride) = (48, 40, 56);
+    let numbers = |count: usize, seed: u64| -> Vec<bf16> {
+        pattern(count, seed).into_iter().map(|byte| bf16::from_f32(f32::from(byte) / 64.0 - 2.0)).collect()
+    };
+    let (x, weight) = (numbers(rows * x_stride, 1), numbers(features * weight_stride, 2));
+    let before = numbers(rows * out_stride, 3);
+    for driver in drivers() {
+        let products = match driver.clone().products() {
+            Ok(products) => products,
+            Err(e) => {
+                assert!(e.to_string().contains("there is no cuBLASLt (libcublasLt.so.13)"), "{e}");
+                continue;
+            }
+        };
+        let stream = Stream::new(&driver).unwrap();
+        let [x_there, weight_there] = [&x, &weight].map(|x| Buffer::from_slice(&stream, x).unwrap());
+        for add in [false, true] {
+            let shape = ProductShape {
+                dtype: Dtype::Bf16,
+                rows,
+                inputs,
+                features,
+                x_stride,
+                weight_stride,
+                out_stride,
+                add,
+            };
+            let ways = products.ways(&shape, 4).unwrap();
+            assert!(!ways.is_empty(), "{} has a way", products.name());
+            let mut out = Buffer::from_slice(&stream, &before).unwrap();
+            for way in &ways {
+                let mut run = || {
+                    stream.upload(&mut out.view_mut(), &before).unwrap();
+                    // SAFETY: the buffers are as large as the shape says.
+                    unsafe {
+                        stream.product(&**way, x_there.view(), weight_there.view(), &mut out.view_mut())
+                    }
+                    .unwrap();
+                    let mut got = vec![bf16::ZERO; rows * out_stride];
+                    stream.download(out.view(), &mut got).unwrap();
+                    got
+                };
+                let got = run();
+                assert_eq!(got, run());
+                for (i, got) in got.iter().enumerate() {
+                    let (row, n) = (i / out_stride, i % out_stride);
+                    let product = |k: usize| {
+                        f64::from(x[row * x_stride + k].to_f32())
+                            * f64::from(weight[n * weight_stride + k].to_f32())
+                    };
+                    let want = match n < features {
+                        true => {
+                            (0..inputs).map(product).sum::<f64>() + if add { before[i].to_f64() } else { 0.0 }
+                        }
+                        false => before[i].to_f64(),
+                    };
+                    let error = (got.to_f64() - want).abs();
+                    assert!(error <= want.abs() / 256.0 + 1e-4, "{}: {got} is not {want}", products.name());
+                }
+            }
+        }
+        let shape = ProductShape {
+            dtype: Dtype::F32,
+            rows,
+            inputs,
+            features,
+            x_stride,
+            weight_stride,
+            out_stride,
+            add: false,
+        };
+        assert!(products.ways(&shape, 4).is_ok_and(|ways| ways.is_empty()));
+    }
+}
+
 #[test]
 fn a_device_is_opened_by_its_name() {
     assert!(open("sim").is_ok());
@@ -434,16 +518,18 @@ fn the_stub_driver_is_driven_rightly() {
     }
     let home = tempfile::tempdir().unwrap();
     let sources = std::env::var("WARPLOOM_SOURCES").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
-    let source = format!("{sources}/tests/stub/driver.c");
-    // The first name that is looked for.
+    let source = ["driver.c", "cublaslt.c"].map(|name| format!("{sources}/tests/stub/{name}"));
+    // The first names that are looked for: one library for both.
     let library = home.path().join("libcuda.so");
     let compiled =
-        Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+        Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).args(source).status();
     if !cfg!(target_os = "linux") || compiled.is_err() {
         skipped("the stub driver's test: no C compiler named cc, or not Linux");
         return;
     }
     assert!(compiled.unwrap().success());
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("libcuda.so", home.path().join("libcublasLt.so")).unwrap();
     let run = |stub: &str, arguments: &[&str]| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env("LD_LIBRARY_PATH", home.path()).env("STUB", stub).args(arguments);

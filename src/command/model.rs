@@ -57,6 +57,9 @@ pub struct ModelArgs {
     /// On a device, launch every round kernel by kernel, not as a graph where its shape comes again: for profiles, and to see what graphs save
     #[arg(long)]
     no_graphs: bool,
+    /// On a GPU, let cuBLASLt compute those products of prompts for which it is faster than warploom's kernels, by measurements when they come first
+    #[arg(long)]
+    cublaslt: bool,
 }
 
 /// Parses a mask of a decoder, in which no row sees what comes after it.
@@ -146,6 +149,9 @@ pub struct Loaded {
     /// Whether a device's rounds may be graphs.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     graphs: bool,
+    /// Whether the device's library may compute products of prompts.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    library: bool,
 }
 
 impl Loaded {
@@ -155,6 +161,10 @@ impl Loaded {
     /// Those of the checkpoint and the tokenizer; [`Error::Argument`] for an option out of range.
     pub fn open(args: &ModelArgs) -> Result<Loaded> {
         let device = args.device()?;
+        if args.cublaslt && matches!(device, Device::Cpu) {
+            let reason = "computes on a GPU: add --device cuda:0, in a build with the feature cuda";
+            return Err(Error::argument("--cublaslt", reason));
+        }
         let pool = args.pool()?;
         let folder = args.model.as_deref().map(resolve_model).transpose()?;
         let (mut checkpoint, optional_tokenizer) = match &folder {
@@ -183,6 +193,7 @@ impl Loaded {
             pool,
             device,
             graphs: !args.no_graphs,
+            library: args.cublaslt,
         };
         // A context out of range is refused before the weights are read.
         loaded.context(1)?;
@@ -286,11 +297,21 @@ impl Loaded {
                 let shown = (!job.shows_progress()).then(|| super::progress::show(driver));
                 let mut backend = Gpu::new(driver.clone(), &self.checkpoint)?;
                 backend.set_graphs(self.graphs);
+                if self.library {
+                    backend.use_library()?;
+                }
                 let bar = super::progress::uploading(plan.weights, backend.uploaded());
                 let model = self.model(backend, needed)?;
                 drop(bar);
                 let done = self.pool.install(|| job.run(&model));
                 drop(shown);
+                if let Some((name, choices)) = model.backend().library() {
+                    let faster = choices.iter().filter(|choice| choice.library).count();
+                    output::note(&format!(
+                        "{name} computes {faster} of {} shapes of prompts' products",
+                        choices.len()
+                    ));
+                }
                 done
             }
         }

@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString, c_void},
     ptr::{self, NonNull},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cudarc::driver::{
@@ -31,7 +31,7 @@ use cudarc::driver::{
     },
 };
 
-use super::{Driver, Family, Handle, Launch, Properties, Recorded};
+use super::{Driver, Family, Handle, Launch, Products, Properties, Recorded, cublaslt::CublasLt};
 use crate::{
     error::{Error, Result},
     kernels::{CUDA_VERSION, FAMILIES},
@@ -184,6 +184,16 @@ impl Cuda {
         work()
     }
 
+    /// Its name on the command line.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Does `work` in the context, which the libraries on top of the driver find current.
+    pub(super) fn in_context<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        self.call("making the context current", || Ok(work()))
+    }
+
     /// Calls one of the driver's functions that take a handle and nothing else.
     fn with<H, T>(&self, what: &str, handle: Handle, work: unsafe fn(*mut H) -> Answer<T>) -> Result<T> {
         // SAFETY: as `Driver` demands, the handle is this driver's and there; every method below passes a function
@@ -283,6 +293,10 @@ impl Drop for Cuda {
 impl Driver for Cuda {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn products(self: Arc<Self>) -> Result<Arc<dyn Products>> {
+        Ok(Arc::new(CublasLt::new(self)?))
     }
 
     fn load(&self, family: &Family) -> Result<Handle> {

@@ -8,13 +8,16 @@
 //! [`Graph`], [`Download`]. Work on one stream happens in order; nothing but [`Stream::synchronize`], [`Stream::download`],
 //! [`Event::synchronize`], [`Download::wait`] and the dropping of a [`Buffer`] or of a [`Download`] makes the host wait.
 
+mod cublaslt;
 mod cuda;
 mod occupancy;
+mod products;
 mod simulator;
 
 use std::{fmt, marker::PhantomData, ops::Range, ptr::NonNull, sync::Arc};
 
 pub use cuda::Cuda;
+pub use products::{ProductShape, Products, Way};
 pub use simulator::{LaunchReport, Launched, Policy, Simulator};
 
 use crate::error::{Error, Result};
@@ -138,6 +141,9 @@ pub trait Driver: Send + Sync {
     fn simulated(&self) -> Option<(u64, u64)> {
         None
     }
+
+    /// Matrix products by the library that comes with the device, which is looked for now.
+    fn products(self: Arc<Self>) -> Result<Arc<dyn Products>>;
 
     /// Loads the kernels of a file.
     fn load(&self, family: &Family) -> Result<Handle>;
@@ -492,6 +498,18 @@ impl Stream {
         let launch = Launch { programmatic: launch.programmatic || self.programmatic, ..*launch };
         // SAFETY: the caller's promise.
         unsafe { self.driver.launch(self.handle, function, &launch) }
+    }
+
+    /// Enqueues a product by a library.
+    ///
+    /// # Safety
+    /// As [`Way::launch`]: the ranges must hold what its shape says.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub unsafe fn product(&self, way: &dyn Way, x: View, weight: View, out: &mut ViewMut) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { way.launch(self.handle, x.address, weight.address, out.address) }
     }
 
     /// Waits for everything on the stream.

@@ -4,16 +4,18 @@ use std::{
     collections::HashMap,
     ptr::NonNull,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
+use half::{bf16, f16};
 use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Loaded, Module, Schedule};
 
-use super::{Driver, Family, Handle, Launch, Properties, Recorded};
+use super::{Driver, Family, Handle, Launch, ProductShape, Products, Properties, Recorded, Way};
 use crate::{
+    checkpoint::Dtype,
     error::{Error, Result},
     kernels::FAMILIES,
 };
@@ -258,6 +260,64 @@ impl Simulator {
     }
 }
 
+/// What stands for a library of matrix products.
+struct HostProducts(Arc<Simulator>);
+
+struct HostProduct {
+    simulator: Arc<Simulator>,
+    shape: ProductShape,
+}
+
+impl Products for HostProducts {
+    fn name(&self) -> &'static str {
+        "the host"
+    }
+
+    fn ways(&self, shape: &ProductShape, most: usize) -> Result<Vec<Box<dyn Way>>> {
+        let way = HostProduct { simulator: self.0.clone(), shape: *shape };
+        let supported = matches!(shape.dtype, Dtype::Bf16 | Dtype::F16) && most > 0;
+        Ok(if supported { vec![Box::new(way)] } else { vec![] })
+    }
+}
+
+impl Way for HostProduct {
+    unsafe fn launch(&self, stream: Handle, x: u64, weight: u64, out: u64) -> Result<()> {
+        let &ProductShape { dtype, rows, inputs, features, x_stride, weight_stride, out_stride, add } =
+            &self.shape;
+        let mut state = self.simulator.state();
+        if state.captures.contains_key(&stream) {
+            return Err(Error::device("sim", "a product of the host cannot be captured"));
+        }
+        let to_f32 = |bytes: &[u8]| -> Vec<f32> {
+            let half = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
+            let number = |pair| match dtype {
+                Dtype::F16 => f16::from_bits(half(pair)).to_f32(),
+                _ => bf16::from_bits(half(pair)).to_f32(),
+            };
+            bytes.chunks_exact(2).map(number).collect()
+        };
+        let read = |device: &mut Device, address: u64, width: usize| -> Result<Vec<f32>> {
+            Ok(to_f32(&device.read(address, 2 * width).map_err(refused)?))
+        };
+        let at = |address: u64, row: usize, stride: usize| address + 2 * (row * stride) as u64;
+        let device = &mut state.device;
+        let row_of_weights = |n| read(device, at(weight, n, weight_stride), inputs);
+        let weights: Vec<_> = (0..features).map(row_of_weights).collect::<Result<_>>()?;
+        for row in 0..rows {
+            let (x, to) = (read(device, at(x, row, x_stride), inputs)?, at(out, row, out_stride));
+            let before = if add { read(device, to, features)? } else { vec![0.0; features] };
+            let dot = |weight: &Vec<f32>| x.iter().zip(weight).map(|(x, w)| x * w).sum::<f32>();
+            let sums = weights.iter().zip(before).map(|(weight, before)| dot(weight) + before);
+            let bytes: Vec<u8> = match dtype {
+                Dtype::F16 => sums.flat_map(|y| f16::from_f32(y).to_le_bytes()).collect(),
+                _ => sums.flat_map(|y| bf16::from_f32(y).to_le_bytes()).collect(),
+            };
+            device.write(to, &bytes).map_err(refused)?;
+        }
+        Ok(())
+    }
+}
+
 impl State {
     fn handle(&mut self) -> Handle {
         self.next_handle += 1;
@@ -272,6 +332,10 @@ impl Driver for Simulator {
 
     fn simulated(&self) -> Option<(u64, u64)> {
         Some((self.launches.load(Ordering::Relaxed), self.instructions.load(Ordering::Relaxed)))
+    }
+
+    fn products(self: Arc<Self>) -> Result<Arc<dyn Products>> {
+        Ok(Arc::new(HostProducts(self)))
     }
 
     fn load(&self, family: &Family) -> Result<Handle> {

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "driver.h"
+
 typedef unsigned long long address;
 enum { INVALID = 1, MEMORY = 2, NO_DEVICE = 100, CONTEXT = 201, BINARY = 209, PTX = 222, HANDLE = 400, NOT_FOUND = 500,
        FAULT = 700, CAPTURE = 900, INVALIDATED = 901, UNMATCHED = 903 };
@@ -20,8 +22,9 @@ typedef struct {
 } config;
 typedef struct event { int pending, dropped, recorded; float at; } event;
 typedef struct {
-    enum { COPY, SET, RECORD, LAUNCH } kind;
+    enum { COPY, SET, RECORD, LAUNCH, CALL } kind;
     char *to, *from;
+    void (*call)(void*);
     size_t bytes;
     event* event;
     unsigned sizes[12];
@@ -66,9 +69,17 @@ static void run(void) {
             w->event->recorded = 1, w->event->at = clock_now++, w->event->pending--;
             release(w->event);
         }
+        if (w->kind == CALL) w->call(w->to);
         if (w->kind == LAUNCH) memcpy(w->to, w->sizes, sizeof w->sizes);
     }
     pending.count = 0;
+}
+
+int stub_context(void) { return current != 0; }
+void stub_call(void* s, void (*call)(void*), void* argument) {
+    while (__sync_lock_test_and_set(&lock, 1)) {}
+    give(s, (work){.kind = CALL, .call = call, .to = argument});
+    __sync_lock_release(&lock);
 }
 
 int cuInit(unsigned flags) { return stub_is("none") ? NO_DEVICE : 0; }

@@ -6,6 +6,7 @@
 //! norm of its own before.
 
 mod graphs;
+mod library;
 mod plan;
 mod round;
 mod rows;
@@ -18,8 +19,11 @@ use std::sync::{
 
 use half::{bf16, f16};
 
-use self::rows::{Place, Rotary};
-pub use self::{plan::MemoryPlan, round::DeviceRound, rows::PassRows};
+pub use self::{library::ProductChoice, plan::MemoryPlan, round::DeviceRound, rows::PassRows};
+use self::{
+    library::{Library, Prompt},
+    rows::{Place, Rotary},
+};
 use super::{Angles, Backend, Epilogue, HeadSide, Heads, Input, Projection, RoundSizes, Row, RowClass};
 use crate::{
     cache::Cache,
@@ -55,6 +59,7 @@ pub struct Gpu {
     scripted: AtomicUsize,
     /// i32: 0, the row that is copied.
     first: Buffer,
+    library: Option<Library>,
 }
 
 /// Attention's is as large as the largest round asks for; more decode rows than that, which no round has, make it grow.
@@ -142,6 +147,7 @@ impl Gpu {
             uploaded: Arc::default(),
             scripted: AtomicUsize::new(usize::MAX),
             first,
+            library: None,
             driver,
         })
     }
@@ -150,6 +156,22 @@ impl Gpu {
     /// that saves, and profiles of launch after launch. It holds for generators that are made from now on.
     pub fn set_graphs(&mut self, on: bool) {
         self.graphs = on;
+    }
+
+    /// Lets the library that comes with the device, cuBLASLt, compute the products of prompts where it is faster than the kernels. That is
+    /// measured for each shape when it comes first, and then stays. Rows of a prompt have other bits then than by the kernels, and than in
+    /// pieces of other sizes; drafts stay exact, since what verifies them follows the same prompt.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such library.
+    pub fn use_library(&mut self) -> Result<()> {
+        self.library = Some(Library::new(self.driver.clone().products()?));
+        Ok(())
+    }
+
+    /// The library's name, and what was measured so far; None without [`Gpu::use_library`].
+    pub fn library(&self) -> Option<(&'static str, Vec<ProductChoice>)> {
+        self.library.as_ref().map(|library| (library.name(), library.choices()))
     }
 
     /// Counts the bytes of weights that are sent to the device: of [`MemoryPlan::weights`], while a model is made.
@@ -200,6 +222,10 @@ impl Scratch {
 }
 
 impl Activations {
+    fn all(&mut self) -> RowsMut<'_> {
+        RowsMut { stride: self.stride, view: self.memory.view_mut() }
+    }
+
     fn rows(&self, from: usize, rows: usize, size: usize) -> DeviceRows<'_> {
         let begin = from * self.stride * size;
         DeviceRows {
@@ -718,19 +744,11 @@ impl Gpu {
             normed = &*scratch;
             x = normed;
         }
-        let args = GemmArgs {
-            dtype,
-            rows,
-            inputs: x.width,
-            x: x.rows(0, rows, size),
-            x_scales: None,
-            projections: gemm_projections(projections),
-            epilogue: of_kernel(epilogue),
-            out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
-            // Prompts' norms make sums of their own.
-            out_stats: None,
-        };
-        self.kernels.gemm.launch(&self.stream, args)
+        let prompt = Prompt { x: x.rows(0, rows, size), rows, inputs: x.width, projections, epilogue };
+        match &self.library {
+            Some(library) => library.launch(self, &prompt, out),
+            None => prompt.launch(self, out.all()),
+        }
     }
 
     /// Uploads the page table of a sequence where the device's differs.
