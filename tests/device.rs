@@ -1,6 +1,9 @@
 //! Whole models through the kernels: on the simulator, or on the GPU that WARPLOOM_DEVICE names.
 
 mod common;
+#[allow(dead_code)]
+#[path = "../benches/device/random.rs"]
+mod random;
 
 use std::{path::Path, ptr::NonNull, sync::Arc};
 
@@ -12,7 +15,7 @@ use common::{
 use warploom::{
     backend::{Backend, Gpu, MemoryPlan, Recordings, Row},
     cache::Cache,
-    checkpoint::{Checkpoint, Dtype},
+    checkpoint::{Checkpoint, Config, Dtype, Published},
     decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
     driver::{
         self, Driver, Family, Handle, Launch, Policy as Simulation, Products, Properties, Recorded, Simulator,
@@ -87,6 +90,65 @@ fn every_policy_and_the_demo() {
     let fast = run(&llama, vec![drafting(greedy(&prompt, 16), 6, 4, 0.0)], 128).remove(0);
     assert!(fast.0.stats.accepted > 0, "the demo's drafts are accepted now and then");
     assert!(fast.0.stats.rounds < 16);
+}
+
+fn on_gpu() -> bool {
+    std::env::var_os("WARPLOOM_DEVICE").is_some()
+}
+
+/// Each prompt of random ids in one batch: plain, and with drafts from every exit layer. Rounds' rows are those of plain decoding.
+fn assert_exact_from_every_exit(what: &str, llama: &Llama<Gpu>, prompts: usize, tokens: usize) {
+    let (layers, vocab) = (llama.config().layers, llama.config().vocab as u64);
+    let mut state = 9_u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut drafted = 0;
+    for i in 0..prompts {
+        let prompt: Vec<u32> = (0..1 + random(24)).map(|_| random(vocab) as u32).collect();
+        let mut requests = vec![greedy(&prompt, tokens)];
+        for exit_layer in 1..layers {
+            let threshold = if exit_layer % 3 == 0 { 0.5 } else { 0.0 };
+            let draft = 1 + random(tokens.min(8) as u64) as usize;
+            requests.push(drafting(greedy(&prompt, tokens), exit_layer, draft, threshold));
+        }
+        let done = run(llama, requests, 128);
+        for (exit_layer, got) in done.iter().enumerate().skip(1) {
+            drafted += got.0.stats.drafted;
+            assert_equal(&format!("{what}, prompt {i}, exit {exit_layer}"), got, &done[0]);
+        }
+    }
+    assert!(drafted > prompts);
+}
+
+/// On a GPU 1,000 prompts of 16 tokens each; on the simulator, to which they are hours, one.
+#[test]
+fn a_thousand_prompts_are_exact() {
+    let (prompts, tokens) = if on_gpu() { (1000, 16) } else { (1, 3) };
+    assert_exact_from_every_exit("demo", &demo(), prompts, tokens);
+}
+
+/// Two layers of random weights as wide as those of Llama 3 8B and 70B: the first drafts. On the simulator a sixteenth of the width.
+#[test]
+fn wide_layers_are_exact() {
+    for name in ["llama3-8b", "llama3-70b"] {
+        let mut json: serde_json::Value =
+            serde_json::from_str(Published::named(name).unwrap().json()).unwrap();
+        let shrink = if on_gpu() { 1 } else { 16 };
+        for key in ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"] {
+            json[key] = (json[key].as_u64().unwrap() / shrink).max(1).into();
+        }
+        json["head_dim"] = 128.into();
+        json["num_hidden_layers"] = 2.into();
+        json["vocab_size"] = (32000 / shrink).into();
+        let json = json.to_string();
+        let config = Config::from_json(Path::new(name), json.as_bytes(), None).unwrap();
+        let checkpoint = random::checkpoint(&config, &json).unwrap();
+        let llama = Llama::new(&checkpoint, Gpu::new(device(), &checkpoint).unwrap(), 128).unwrap();
+        let (prompts, tokens) = if on_gpu() { (1000, 16) } else { (2, 4) };
+        assert_exact_from_every_exit(name, &llama, prompts, tokens);
+    }
 }
 
 /// Ragged sequences, plain ones and ones with other exit layers and draft lengths, in one batch.
