@@ -25,6 +25,11 @@ mod ptxas;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    // For build scripts of dependents: DEP_WARPLOOM_INCLUDE is where warploom.h is; its functions are in the crate, with the feature `capi`.
+    // DEP_WARPLOOM_KERNELS, with the feature `cuda`, has a .fatbin and a .ptx of each file of kernels.
+    if let Some(folder) = std::env::var_os("CARGO_MANIFEST_DIR") {
+        println!("cargo::metadata=include={}", std::path::Path::new(&folder).join("cuda/include").display());
+    }
     #[cfg(feature = "cuda")]
     report(kernels::build());
     #[cfg(feature = "bindgen")]

@@ -474,6 +474,7 @@ fn linear(count: usize, product: Product) -> Case {
                     x: rows(&x, inputs),
                     x_scales: None,
                     positions: None,
+                    prefetch: true,
                     norm: product.norm.then(|| LinearNorm {
                         weight: norm.view(),
                         eps: 1e-5,

@@ -46,6 +46,7 @@ pub fn build() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=cuda");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo runs this")?);
+    println!("cargo::metadata=kernels={}", out_dir.display());
     // Documentation is built where there is no nvcc, and tells nothing of machine code.
     if env::var_os("DOCS_RS").is_some() {
         return write(&out_dir.join("kernels.rs"), table(&[], 0)?.as_bytes());

@@ -28,6 +28,8 @@
 //! ```
 pub mod backend;
 pub mod cache;
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod checkpoint;
 pub mod decode;
 #[cfg(feature = "cuda")]

@@ -294,7 +294,7 @@ fn the_table_is_whole() {
             Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/kernels").join(family.name).with_extension("cu");
         assert!(source.is_file(), "{}", source.display());
         assert!(
-            family.ptx.contains(".target sm_80") || Arch::of_file(family.name).is_some(),
+            family.ptx.contains(".target sm_90") || Arch::of_file(family.name).is_some(),
             "{}",
             family.name
         );

@@ -65,7 +65,7 @@ fn structs() -> BTreeMap<String, Struct> {
 fn assertions(structs: &BTreeMap<String, Struct>) -> String {
     let mut text = String::from(
         "#include <stddef.h>
-#include \"warploom.h\"
+#include \"wl_params.h\"
 #ifdef __cplusplus
 #include <type_traits>
 #define ASSERT(what) static_assert(what, #what)
@@ -164,15 +164,16 @@ fn c_and_rust_agree() {
 #[test]
 fn every_header_stands_alone_and_is_in_the_common_one() {
     let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/include");
-    let common = fs::read_to_string(include.join("warploom.h")).unwrap();
+    let common = fs::read_to_string(include.join("wl_params.h")).unwrap();
     for entry in fs::read_dir(&include).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if !name.ends_with(".h") {
             continue;
         }
         assert!(
-            name == "warploom.h" || common.contains(&format!("#include \"{name}\"")),
-            "warploom.h lacks {name}"
+            matches!(&*name, "warploom.h" | "wl_params.h")
+                || common.contains(&format!("#include \"{name}\"")),
+            "wl_params.h lacks {name}"
         );
         for (compiler, output) in compile(&format!("#include \"{name}\"\nint nothing;\n")) {
             assert!(

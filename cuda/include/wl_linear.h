@@ -51,6 +51,8 @@ typedef struct WlLinear {
     int32_t segments;        /* CTAs that share the sum over k, 1 to WL_LINEAR_SEGMENTS, none of them empty */
     int32_t segment_length;  /* their share of k, a multiple of WL_LINEAR_SEGMENT_STEP; the last may have less */
     float eps;               /* of the norm */
+    uint32_t prefetch;       /* 1: on an overlapping stream, more weights go to L2 before it is known whether a row is alive */
+    uint32_t reserved;
     uint64_t x;              /* E [rows, inputs] */
     uint64_t x_scales;       /* f32 [rows] with E = e4m3; 0 */
     uint64_t positions;      /* i32 [rows], or 0: with all of them under 0, dead, the launch ends at once and writes nothing */

@@ -22,7 +22,8 @@
 //                one is used, normalised there if there is a norm, and put down in the order in which lanes take A
 //                operands, 16 bytes at a time (`x_place`).
 //   before       On a stream with programmatic launches (dependency.cuh) all that comes before the wait for the kernel
-//                ahead is weights: 32 KB per CTA into registers (e4m3: 16), and 64 KB more into L2.
+//                ahead is weights: 32 KB per CTA into registers (e4m3: 16), and with `prefetch` 64 KB more into
+//                L2, which is lost where no row turns out to be alive.
 //   segments     Few features make few CTAs, so k is cut (in src/kernels/linear.rs, by the shapes of the weights
 //                alone). Every CTA then leaves its sums in the scratch, f32 [rows, 128]; the last of a block to
 //                arrive, by a ticket, adds them up in the order of k.
@@ -222,7 +223,7 @@ template <typename T, typename E, int ROWS, bool WHOLE> __device__ __forceinline
     };
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) load(j, 0);
-    if constexpr (WHOLE) {
+    if (WHOLE && p.prefetch) {
         // Four lines of each feature, one a lane of the quad.
         constexpr int LINE = 128 / sizeof(E);
         const int k = TURN + LINE * t;

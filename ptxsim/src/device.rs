@@ -58,9 +58,11 @@ pub struct Device {
     arena: Arena,
     gpu: Gpu,
     launches: u64,
-    /// What launches touched that a programmatic launch may overlap, the oldest first; a launch without
-    /// `griddepcontrol.wait` leaves those before it unfinished.
-    unfinished: Vec<Footprint>,
+    /// What launches touched that may still run when a programmatic launch begins. One that released its dependents before it waited
+    /// leaves those before it among them, and theirs.
+    running: Footprint,
+    /// What those of them touched that the launch's `griddepcontrol.wait` does not wait for: one between did not wait for them.
+    uncovered: Footprint,
 }
 
 /// A device's memory at one time.
@@ -114,7 +116,13 @@ impl Device {
 
     /// A device with so many bytes of memory at most.
     pub fn with_memory(gpu: Gpu, bytes: u64) -> Self {
-        Device { arena: Arena::new(bytes), gpu, launches: 0, unfinished: vec![] }
+        Device {
+            arena: Arena::new(bytes),
+            gpu,
+            launches: 0,
+            running: Footprint::new(),
+            uncovered: Footprint::new(),
+        }
     }
 
     /// The GPU whose sizes it has.
@@ -191,7 +199,8 @@ impl Device {
 
     /// Waits for every launch: none that follows can overlap them.
     pub fn synchronise(&mut self) {
-        self.unfinished.clear();
+        self.running.clear();
+        self.uncovered.clear();
     }
 
     /// Places a module's variables in memory.
@@ -263,13 +272,6 @@ impl Device {
         if !launch.programmatic {
             self.synchronise();
         }
-        let (mut overlap, mut before) = (Footprint::new(), Footprint::new());
-        for (i, footprint) in self.unfinished.iter().enumerate() {
-            add(&mut overlap, footprint);
-            if i + 1 < self.unfinished.len() {
-                add(&mut before, footprint);
-            }
-        }
         let cooperative = kernel.preset_words.iter().any(|(_, value)| matches!(value, Value::Workspace(_)));
         let workspace = if cooperative { self.arena.allocate(WORKSPACE)? } else { 0 };
         if cooperative {
@@ -295,8 +297,8 @@ impl Device {
             exact: launch.exact,
             step_limit: launch.step_limit,
             trace: launch.trace,
-            overlap: (!overlap.is_empty()).then_some(&overlap),
-            overlap_waited: (!before.is_empty()).then_some(&before),
+            overlap: (!self.running.is_empty()).then_some(&self.running),
+            overlap_waited: (!self.uncovered.is_empty()).then_some(&self.uncovered),
         };
         let resident = self.gpu.resident(context.threads(), shared_end - static_base);
         let result = grid::run(&context, &mut self.arena, resident);
@@ -304,19 +306,21 @@ impl Device {
             self.arena.free(workspace)?;
         }
         let (outcome, footprint) = result?;
-        // A launch that waited for those before it has seen them end.
         let ctas: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
-        if outcome.waited == ctas && !self.unfinished.is_empty() {
-            // It waited for the launch just before; what that one did not wait for may still run.
-            self.unfinished.pop();
-        }
         let mut counters = outcome.counters;
         if launch.checked {
             counters.touched(&footprint);
         } else if let Some(sectors) = &context.sectors {
             counters.noted(sectors);
         }
-        self.unfinished.push(footprint);
+        if outcome.waited != ctas {
+            // When it has ended, those before it may still run.
+            self.uncovered = self.running.clone();
+        } else if !outcome.released_early {
+            // When the next one begins, those that this one has waited for have ended.
+            self.running = self.uncovered.clone();
+        }
+        add(&mut self.running, &footprint);
         counters.count(&kernel, &outcome.hits, &outcome.lanes);
         counters.ctas = ctas;
         counters.shared_bytes = kernel.shared_bytes + u64::from(launch.shared_bytes);

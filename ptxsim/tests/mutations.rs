@@ -202,6 +202,16 @@ fn dependent_launches_must_wait_before_they_touch() {
     }
 }
 
+/// A launch that lets the next one begin before it has waited leaves those before it running, too.
+#[test]
+fn overlap_is_transitive() {
+    for (between, races) in [("release_early", true), ("release_late", false)] {
+        let (findings, _) = pair("consume_early", Some(between), false);
+        assert_eq!(kinds(&findings), if races { vec![Kind::Race] } else { vec![] }, "{between}");
+        assert_eq!(pair("consume", Some(between), false).0, [], "{between}");
+    }
+}
+
 #[test]
 fn a_launch_that_does_not_wait_leaves_those_before_it_running() {
     // The one between waits: so has all that came before it ended when the last one's wait returns.

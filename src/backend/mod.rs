@@ -13,7 +13,7 @@ mod round;
 pub use angles::Angles;
 pub use cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
-pub use gpu::{Gpu, MemoryPlan, ProductChoice};
+pub use gpu::{Gpu, LibraryUse, MemoryPlan, ProductChoice};
 pub use round::{
     IN_FLIGHT, Recordings, Round, RoundOutcome, RoundPlan, RoundSequence, RoundShape, RoundSizes,
 };

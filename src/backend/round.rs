@@ -68,6 +68,8 @@ pub struct RoundPlan {
     pub exit_layer: usize,
     /// A draft less probable than this ends the draft.
     pub threshold: f32,
+    /// Most keys that its rows see: a power of two, since a graph has it in it.
+    pub keys: usize,
 }
 
 /// Rounds that may be on their way at a time.
@@ -80,6 +82,8 @@ pub struct RoundShape {
     pub draft: usize,
     /// Layers that draft.
     pub exit_layer: usize,
+    /// Most keys, as in the plan.
+    pub keys: usize,
 }
 
 /// What a backend has recorded.

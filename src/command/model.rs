@@ -6,7 +6,7 @@ use std::{io::IsTerminal, path::PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 #[cfg(feature = "cuda")]
-use warploom::backend::{Gpu, MemoryPlan};
+use warploom::backend::{Gpu, LibraryUse, MemoryPlan};
 use warploom::{
     Error, Result,
     backend::{Backend, Cpu},
@@ -57,9 +57,20 @@ pub struct ModelArgs {
     /// On a device, launch every round kernel by kernel, not as a graph where its shape comes again: for profiles, and to see what graphs save
     #[arg(long)]
     no_graphs: bool,
-    /// On a GPU, let cuBLASLt compute those products of prompts for which it is faster than warploom's kernels, by measurements when they come first
+    /// On a GPU, begin each kernel when the one before it has ended, not while it ends: for profiles, and to see what overlap saves
     #[arg(long)]
-    cublaslt: bool,
+    no_overlap: bool,
+    /// On a GPU, let cuBLASLt compute products of prompts: those for which it is faster than warploom's kernels, by measurements when they come
+    /// first, or always, where it can
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "faster")]
+    cublaslt: Option<Library>,
+}
+
+/// When cuBLASLt computes a product.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Library {
+    Faster,
+    Always,
 }
 
 /// Parses a mask of a decoder, in which no row sees what comes after it.
@@ -149,9 +160,12 @@ pub struct Loaded {
     /// Whether a device's rounds may be graphs.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     graphs: bool,
+    /// Whether a GPU's kernels may overlap.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    overlap: bool,
     /// Whether the device's library may compute products of prompts.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    library: bool,
+    library: Option<Library>,
 }
 
 impl Loaded {
@@ -161,7 +175,7 @@ impl Loaded {
     /// Those of the checkpoint and the tokenizer; [`Error::Argument`] for an option out of range.
     pub fn open(args: &ModelArgs) -> Result<Loaded> {
         let device = args.device()?;
-        if args.cublaslt && matches!(device, Device::Cpu) {
+        if args.cublaslt.is_some() && matches!(device, Device::Cpu) {
             let reason = "computes on a GPU: add --device cuda:0, in a build with the feature cuda";
             return Err(Error::argument("--cublaslt", reason));
         }
@@ -193,6 +207,7 @@ impl Loaded {
             pool,
             device,
             graphs: !args.no_graphs,
+            overlap: !args.no_overlap,
             library: args.cublaslt,
         };
         // A context out of range is refused before the weights are read.
@@ -297,8 +312,11 @@ impl Loaded {
                 let shown = (!job.shows_progress()).then(|| super::progress::show(driver));
                 let mut backend = Gpu::new(driver.clone(), &self.checkpoint)?;
                 backend.set_graphs(self.graphs);
-                if self.library {
-                    backend.use_library()?;
+                backend.set_overlap(self.overlap);
+                match self.library {
+                    Some(Library::Faster) => backend.use_library(LibraryUse::Faster)?,
+                    Some(Library::Always) => backend.use_library(LibraryUse::Always)?,
+                    None => {}
                 }
                 let bar = super::progress::uploading(plan.weights, backend.uploaded());
                 let model = self.model(backend, needed)?;
@@ -306,11 +324,15 @@ impl Loaded {
                 let done = self.pool.install(|| job.run(&model));
                 drop(shown);
                 if let Some((name, choices)) = model.backend().library() {
-                    let faster = choices.iter().filter(|choice| choice.library).count();
-                    output::note(&format!(
-                        "{name} computes {faster} of {} shapes of prompts' products",
-                        choices.len()
-                    ));
+                    for choice in choices {
+                        let (rows, inputs, features) = choice.shape;
+                        let by = if choice.library { name } else { "ours" };
+                        let library = choice.library_ms.map_or("none".into(), |ms| format!("{ms:.3} ms"));
+                        output::note(&format!(
+                            "{rows} × {inputs} → {features} by {by}: {name} {library}, ours {:.3} ms",
+                            choice.kernel_ms
+                        ));
+                    }
                 }
                 done
             }

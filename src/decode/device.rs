@@ -16,6 +16,9 @@ use crate::{
     range,
 };
 
+/// Sequences with fewer keys than this have rounds of one shape.
+const LEAST_KEYS: usize = 256;
+
 impl<B: Backend> Generator<'_, B> {
     /// Tells the device of the sequence in `slot`.
     pub(super) fn begin_on_device(&mut self, slot: usize) -> Result<()> {
@@ -92,12 +95,15 @@ impl<B: Backend> Generator<'_, B> {
             let reason = "earlier ones have failed on the device: make a new generator";
             return Err(Error::argument("round", reason));
         }
-        self.plan_rows();
+        self.plan_rows()?;
         let bytes = self.planned_bytes();
         round.plan(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
         let mut shape = std::mem::take(&mut self.shape);
         shape.clear();
-        shape.extend(self.plans.iter().map(|p| RoundShape { draft: p.draft, exit_layer: p.exit_layer }));
+        shape.extend(self.plans.iter().map(|plan| {
+            let &RoundPlan { draft, exit_layer, keys, .. } = plan;
+            RoundShape { draft, exit_layer, keys }
+        }));
         let launched = self.launch_shape(round, &shape);
         self.shape = shape;
         launched?;
@@ -121,8 +127,7 @@ impl<B: Backend> Generator<'_, B> {
             if round.end_recording(backend, shape, recorded.is_ok())? {
                 return Ok(());
             }
-            // Nothing of it has run.
-            recorded?;
+            // Nothing of it has run. What cannot be recorded may yet be launched, or fails again and says why.
         }
         self.launch_phases(round)
     }
@@ -182,7 +187,7 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Lays out the rows of the plans in `order`: the verification's in that order, the draft steps' as well.
-    fn plan_rows(&mut self) {
+    fn plan_rows(&mut self) -> Result<()> {
         self.plans.clear();
         let mut drafting = 0;
         for slot in &self.order {
@@ -196,9 +201,11 @@ impl<B: Backend> Generator<'_, B> {
                 draft: planned.limit,
                 exit_layer: planned.exit_layer,
                 threshold: planned.threshold,
+                keys: self.cache.len(sequence.cached)?.next_power_of_two().max(LEAST_KEYS),
             });
             drafting += usize::from(planned.limit > 0);
         }
+        Ok(())
     }
 
     /// Step 1, exit layer by exit layer.

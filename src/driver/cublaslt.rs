@@ -23,6 +23,10 @@ use crate::{
 
 /// The operation CUBLAS_OP_T.
 const TRANSPOSED: i32 = 1;
+/// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE.
+const REDUCTION_COMPUTE_TYPE: u32 = 2;
+/// The oldest version whose numbers are those used here.
+const OLDEST: usize = 120_000;
 /// Recommended for Hopper ("cublasSetWorkspace").
 const WORKSPACE: usize = 32 << 20;
 
@@ -50,6 +54,12 @@ impl CublasLt {
         if !unsafe { sys::is_culib_present() } {
             let advice = "install CUDA's libraries, or put their folder into LD_LIBRARY_PATH";
             let reason = format!("there is no cuBLASLt (libcublasLt.so.13): {advice}");
+            return Err(Error::device(cuda.name(), reason));
+        }
+        // SAFETY: returns a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        if version < OLDEST {
+            let reason = format!("cuBLASLt is of version {version}; {OLDEST} and later are supported");
             return Err(Error::device(cuda.name(), reason));
         }
         let handle = called(&cuda, "starting cuBLASLt", result::create_handle)?;
@@ -142,15 +152,32 @@ impl Product {
 
     fn algorithms(&self, most: usize) -> Answer<Vec<cublasLtMatmulAlgo_t>> {
         let preference = result::create_matmul_pref()?;
-        let attribute = PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        let (value, bytes) = (ptr::from_ref(&WORKSPACE).cast(), size_of_val(&WORKSPACE));
+        // As `Way::launch` has them; and split sums are added in f32, not rounded to the type on their way.
+        let numbers = [
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, 16_u32),
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, 16),
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, 16),
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, 16),
+            (PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, REDUCTION_COMPUTE_TYPE),
+        ];
+        let set = || {
+            let set = |attribute, value: *const c_void, bytes| {
+                // SAFETY: the preference has just been made, and each attribute is a number of that size.
+                unsafe { result::set_matmul_pref_attribute(preference, attribute, value, bytes) }
+            };
+            let most = PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            set(most, ptr::from_ref(&WORKSPACE).cast(), size_of_val(&WORKSPACE))?;
+            numbers.iter().try_for_each(|(attribute, value)| {
+                set(*attribute, ptr::from_ref(value).cast(), size_of_val(value))
+            })
+        };
         // SAFETY: all numbers, of which zeros are some; the status is that of success.
         let mut found: Vec<cublasLtMatmulHeuristicResult_t> = vec![unsafe { std::mem::zeroed() }; most];
         let mut count = 0;
-        // SAFETY: the preference has just been made, and the attribute is one size; the descriptions are this product's; `found` has room for
-        // as many as are asked for.
-        let asked = unsafe {
-            result::set_matmul_pref_attribute(preference, attribute, value, bytes).and_then(|()| {
+        let asked = set().and_then(|()| {
+            // SAFETY: the preference has just been made, the descriptions are this product's, and `found` has room for as many as are asked
+            // for.
+            unsafe {
                 sys::cublasLtMatmulAlgoGetHeuristic(
                     self.library.handle,
                     self.description,
@@ -164,8 +191,8 @@ impl Product {
                     &mut count,
                 )
                 .result()
-            })
-        };
+            }
+        });
         // SAFETY: made above, once.
         let _ = unsafe { result::destroy_matmul_pref(preference) };
         match asked {

@@ -17,7 +17,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString, c_void},
     ptr::{self, NonNull},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cudarc::driver::{
@@ -46,6 +49,9 @@ const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 /// Programmatic dependent launch came with Hopper.
 const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
 
+/// PTX from which kernels have their waits, as CU_FUNC_ATTRIBUTE_PTX_VERSION counts.
+const PROGRAMMATIC_PTX: i32 = 90;
+
 /// Pinned memory for uploads: pieces enough that DMA of some goes on while others are filled.
 const PIECES: usize = 16;
 const PIECE_BYTES: usize = 256 << 10;
@@ -60,8 +66,9 @@ pub struct Cuda {
     /// The device's primary context: the one that the runtime API and other libraries use.
     context: CUcontext,
     properties: Properties,
-    /// Whether kernels may begin early: they wait for those before them, which kernels from PTX for older GPUs do not.
-    programmatic: bool,
+    /// Whether kernels may begin early: they wait for those before them, which kernels that come from PTX for older GPUs do not. So this
+    /// ends with the first function of that kind.
+    programmatic: AtomicBool,
     staging: Mutex<Staging>,
     /// Of the context, so shared by all that open the same GPU.
     captures: &'static Mutex<Captures>,
@@ -161,8 +168,7 @@ impl Cuda {
             name,
             device,
             context,
-            programmatic: properties.capability >= PROGRAMMATIC_CAPABILITY
-                && has_machine_code(properties.capability),
+            programmatic: (properties.capability >= PROGRAMMATIC_CAPABILITY).into(),
             properties,
             staging: Mutex::new(Staging { memory: ptr::null_mut(), copied: vec![], next: 0 }),
             captures: lock(&CAPTURES).entry(device).or_insert_with(|| Box::leak(Box::default())),
@@ -327,6 +333,11 @@ impl Driver for Cuda {
                 let fixed = result::function::get_function_attribute(function, fixed)?;
                 let limit = self.properties.shared_bytes as i32 - fixed;
                 result::function::set_function_attribute(function, dynamic, limit)?;
+                // Ten times the version that it was compiled for first.
+                let virtual_arch = FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+                let waits =
+                    result::function::get_function_attribute(function, virtual_arch)? >= PROGRAMMATIC_PTX;
+                self.programmatic.fetch_and(waits, Ordering::Relaxed);
                 Ok(Handle(function as u64))
             }
         })
@@ -455,7 +466,7 @@ impl Driver for Cuda {
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
         }
         // A permission: without it, the launch waits for those before it.
-        if launch.programmatic && self.programmatic {
+        if launch.programmatic && self.programmatic.load(Ordering::Relaxed) {
             let id = LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
@@ -496,6 +507,10 @@ impl Driver for Cuda {
         let stream =
             self.call("making a stream", || result::stream::create(result::stream::StreamKind::NonBlocking))?;
         Ok(Handle(stream as u64))
+    }
+
+    fn foreign_stream(&self, stream: u64) -> Result<Handle> {
+        Ok(Handle(stream))
     }
 
     fn drop_stream(&self, stream: Handle) {
@@ -721,7 +736,10 @@ fn words(e: DriverError) -> String {
 fn has_machine_code((major, minor): (u32, u32)) -> bool {
     let runs = |arch: &str| {
         let number: Option<u32> = arch.trim_end_matches(['a', 'f']).parse().ok();
-        number.is_some_and(|number| number / 10 == major && number % 10 <= minor)
+        // What a generation has of its own runs on no later one.
+        let later = !arch.ends_with('a');
+        let runs = |number| number / 10 == major && (number % 10 == minor || later && number % 10 < minor);
+        number.is_some_and(runs)
     };
     let mut entries = FAMILIES.iter().flat_map(|family| family.entries);
     entries.all(|entry| entry.compiled.iter().any(|compiled| runs(compiled.arch)))

@@ -10,6 +10,7 @@
 
 mod cublaslt;
 mod cuda;
+pub mod interop;
 mod occupancy;
 mod products;
 mod simulator;
@@ -190,6 +191,13 @@ pub trait Driver: Send + Sync {
 
     /// A stream of its own.
     fn stream(&self) -> Result<Handle>;
+    /// The handle of a stream that somebody else made in the driver's context.
+    fn foreign_stream(&self, stream: u64) -> Result<Handle> {
+        Err(Error::device(
+            &self.properties().name,
+            format!("it has no stream {stream:#x}: its streams are its own"),
+        ))
+    }
     /// Gives a stream back.
     fn drop_stream(&self, stream: Handle);
     /// Waits for everything on a stream.
@@ -412,6 +420,8 @@ pub struct Stream {
     driver: Arc<dyn Driver>,
     handle: Handle,
     programmatic: bool,
+    /// Whether it is someone else's.
+    foreign: bool,
 }
 
 impl Stream {
@@ -420,17 +430,28 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`].
     pub fn new(driver: &Arc<dyn Driver>) -> Result<Self> {
-        Ok(Stream { handle: driver.stream()?, driver: driver.clone(), programmatic: false })
+        Ok(Stream { handle: driver.stream()?, driver: driver.clone(), programmatic: false, foreign: false })
     }
 
-    /// A stream whose kernels may begin while the one before them ends, as [`Launch::programmatic`] says. Those of this crate wait for
-    /// it before they touch anything but the weights of a [`Linear`](crate::kernels::Linear): a kernel or copy that writes such weights
-    /// must have been waited for.
+    /// Whether kernels on this stream may begin while the one before them ends, as [`Launch::programmatic`] says; they may not at first.
+    ///
+    /// # Safety
+    /// The kernels of this crate wait for it before they touch anything but the weights of a [`Linear`](crate::kernels::Linear): a kernel
+    /// that writes such weights must have been waited for, by [`Stream::synchronize`] or a copy behind it on the stream.
+    pub unsafe fn set_overlapping(&mut self, on: bool) {
+        self.programmatic = on;
+    }
+
+    /// A stream that was not made here, as a CUstream; 0 is the default stream. It is not given back when this is dropped.
+    ///
+    /// # Safety
+    /// It must be a stream of the context that the driver uses (of a GPU the primary one), and stay there as long as this.
     ///
     /// # Errors
-    /// [`Error::Device`].
-    pub fn overlapping(driver: &Arc<dyn Driver>) -> Result<Self> {
-        Ok(Stream { handle: driver.stream()?, driver: driver.clone(), programmatic: true })
+    /// [`Error::Device`] if the driver has no such streams, as the simulator.
+    pub unsafe fn from_raw(driver: &Arc<dyn Driver>, stream: u64) -> Result<Self> {
+        let handle = driver.foreign_stream(stream)?;
+        Ok(Stream { handle, driver: driver.clone(), programmatic: false, foreign: true })
     }
 
     /// The driver whose stream it is.
@@ -571,7 +592,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.driver.drop_stream(self.handle);
+        if !self.foreign {
+            self.driver.drop_stream(self.handle);
+        }
     }
 }
 

@@ -351,6 +351,8 @@ impl AttentionDecode {
         let launch = Launch {
             grid: [(heads * head_dim.div_ceil(128)) as u32, max_rows as u32, sequences as u32],
             block: [32 * segments.min(WL_ATTENTION_COMBINE_WARPS as usize) as u32, 1, 1],
+            // It reads nothing but what the parts' kernel leaves, and waits for that.
+            programmatic: true,
             ..Launch::new(bytemuck::bytes_of(&p))
         };
         // SAFETY: as above.

@@ -41,6 +41,9 @@ pub struct LinearArgs<'b> {
     /// i32 `[rows]`, negative for a row that is dead: where all are, nothing is computed and nothing written. Dead rows beside others are
     /// computed with them.
     pub positions: Option<View<'b>>,
+    /// Whether weights go to L2 while kernels before this one end, on an [overlapping](Stream::set_overlapping) stream: more of them than what
+    /// is loaded at once anyway, and for nothing if no row turns out to be alive.
+    pub prefetch: bool,
     /// RMSNorm of x before the product; not with `x_scales`.
     pub norm: Option<LinearNorm<'b>>,
     /// Up to three matrices, whose outputs lie side by side.
@@ -211,6 +214,7 @@ impl Linear {
             epilogue: epilogue.code(),
             rows: Check::of("rows").count(rows, 0..=WL_LINEAR_ROWS as usize)?,
             inputs: Check::of("inputs").count(inputs, 1..=MOST)?,
+            prefetch: u32::from(args.prefetch),
             ..WlLinear::default()
         };
         (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, args.size())?;

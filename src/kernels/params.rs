@@ -911,6 +911,9 @@ pub struct WlLinear {
     pub segment_length: i32,
     /// of the norm
     pub eps: f32,
+    /// 1: on an overlapping stream, more weights go to L2 before it is known whether a row is alive
+    pub prefetch: u32,
+    pub reserved: u32,
     /// E \[rows, inputs\]
     pub x: u64,
     /// f32 \[rows\] with E = e4m3; 0
@@ -935,7 +938,7 @@ pub struct WlLinear {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 240usize];
+    ["Size of WlLinear"][::std::mem::size_of::<WlLinear>() - 248usize];
     ["Alignment of WlLinear"][::std::mem::align_of::<WlLinear>() - 8usize];
     ["Offset of field: WlLinear::version"][::std::mem::offset_of!(WlLinear, version) - 0usize];
     ["Offset of field: WlLinear::type_"][::std::mem::offset_of!(WlLinear, type_) - 4usize];
@@ -947,17 +950,19 @@ const _: () = {
     ["Offset of field: WlLinear::segments"][::std::mem::offset_of!(WlLinear, segments) - 28usize];
     ["Offset of field: WlLinear::segment_length"][::std::mem::offset_of!(WlLinear, segment_length) - 32usize];
     ["Offset of field: WlLinear::eps"][::std::mem::offset_of!(WlLinear, eps) - 36usize];
-    ["Offset of field: WlLinear::x"][::std::mem::offset_of!(WlLinear, x) - 40usize];
-    ["Offset of field: WlLinear::x_scales"][::std::mem::offset_of!(WlLinear, x_scales) - 48usize];
-    ["Offset of field: WlLinear::positions"][::std::mem::offset_of!(WlLinear, positions) - 56usize];
-    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 64usize];
-    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 72usize];
-    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 80usize];
-    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 88usize];
-    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 96usize];
-    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 104usize];
-    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 112usize];
-    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 120usize];
+    ["Offset of field: WlLinear::prefetch"][::std::mem::offset_of!(WlLinear, prefetch) - 40usize];
+    ["Offset of field: WlLinear::reserved"][::std::mem::offset_of!(WlLinear, reserved) - 44usize];
+    ["Offset of field: WlLinear::x"][::std::mem::offset_of!(WlLinear, x) - 48usize];
+    ["Offset of field: WlLinear::x_scales"][::std::mem::offset_of!(WlLinear, x_scales) - 56usize];
+    ["Offset of field: WlLinear::positions"][::std::mem::offset_of!(WlLinear, positions) - 64usize];
+    ["Offset of field: WlLinear::norm"][::std::mem::offset_of!(WlLinear, norm) - 72usize];
+    ["Offset of field: WlLinear::stats"][::std::mem::offset_of!(WlLinear, stats) - 80usize];
+    ["Offset of field: WlLinear::out"][::std::mem::offset_of!(WlLinear, out) - 88usize];
+    ["Offset of field: WlLinear::out_stats"][::std::mem::offset_of!(WlLinear, out_stats) - 96usize];
+    ["Offset of field: WlLinear::scratch"][::std::mem::offset_of!(WlLinear, scratch) - 104usize];
+    ["Offset of field: WlLinear::x_stride"][::std::mem::offset_of!(WlLinear, x_stride) - 112usize];
+    ["Offset of field: WlLinear::out_stride"][::std::mem::offset_of!(WlLinear, out_stride) - 120usize];
+    ["Offset of field: WlLinear::projection"][::std::mem::offset_of!(WlLinear, projection) - 128usize];
 };
 /** y = x W^T + bias in f32; the epilogues are those of wl_linear.h. Of e4m3, y = x_scales\[r\] * scales\[n\] * (x W^T) +
 bias, multiplied from left to right. The codes 0x7f and 0xff, NaN, are not made by quantize_fp8_rows, and

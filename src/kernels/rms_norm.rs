@@ -119,6 +119,15 @@ unsafe fn enqueue(stream: &Stream, functions: &[Handle; 2], p: &WlRmsNorm) -> Re
     unsafe { stream.launch(functions[usize::from(wide)], &launch) }
 }
 
+#[cfg(feature = "capi")]
+impl<'b> RmsNormArgs<'b, ()> {
+    /// The same with a y.
+    pub(crate) fn with<Y>(self, y: Y) -> RmsNormArgs<'b, Y> {
+        let RmsNormArgs { dtype, rows, width, eps, x, residual, weight, y: (), stats, positions } = self;
+        RmsNormArgs { dtype, rows, width, eps, x, residual, weight, y, stats, positions }
+    }
+}
+
 impl<Y> RmsNormArgs<'_, Y> {
     /// All but y.
     fn params(&self) -> Result<WlRmsNorm> {

@@ -99,6 +99,15 @@ impl Swiglu {
     }
 }
 
+#[cfg(feature = "capi")]
+impl<'b> SwigluArgs<'b, ()> {
+    /// The same with an out.
+    pub(crate) fn with<O>(self, out: O) -> SwigluArgs<'b, O> {
+        let SwigluArgs { dtype, rows, width, gate, up, out: (), positions } = self;
+        SwigluArgs { dtype, rows, width, gate, up, out, positions }
+    }
+}
+
 impl<O> SwigluArgs<'_, O> {
     /// All but out.
     fn params(&self) -> Result<WlSwiglu> {

@@ -527,7 +527,7 @@ fn a_verified_row_is_the_decoded_row() {
             Case::new(&mut random, [Dtype::Bf16, Dtype::F16][i % 2], 2, 1, 64, text.parse().unwrap());
         case.add(&mut random, 4100, 9).add(&mut random, 130, 2 + i).add(&mut random, 0, 0);
         case.parts = AttentionParts::Segments;
-        let whole = case.run(&rig);
+        let whole = case.check(&rig);
         for (sequence, row, token) in [(0, 0, 0), (0, 3, 3), (0, 4, 4), (0, 8, 8), (1, 0, 9), (1, 1, 10)] {
             let mut alone = case.alone(sequence, row);
             for parts in [AttentionParts::Splits, AttentionParts::Segments] {

@@ -8,6 +8,7 @@
 
 typedef struct { int rows, columns; long stride; } layout;
 typedef struct { int transposed; } description;
+typedef struct { size_t workspace; unsigned numbers[9]; } preference;
 typedef struct { uint64_t data[8]; size_t workspace; int state; float waves; int reserved[4]; } found;
 enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, BF16 = 14, FLOAT = 0, COMPUTE_FLOAT = 68 };
 
@@ -33,20 +34,28 @@ int cublasLtMatrixLayoutCreate(layout** l, int type, uint64_t rows, uint64_t col
     return made++, **l = (layout){(int)rows, (int)columns, stride}, SUCCESS;
 }
 int cublasLtMatrixLayoutDestroy(layout* l) { return made--, free(l), SUCCESS; }
-int cublasLtMatmulPreferenceCreate(size_t** p) { return made++, *p = calloc(1, sizeof **p), SUCCESS; }
-int cublasLtMatmulPreferenceSetAttribute(size_t* p, int which, const size_t* value, size_t bytes) {
-    return which == 1 && bytes == 8 ? *p = *value, SUCCESS : INVALID_VALUE;
+size_t cublasLtGetVersion(void) { return 130000; }
+int cublasLtMatmulPreferenceCreate(preference** p) { return made++, *p = calloc(1, sizeof **p), SUCCESS; }
+int cublasLtMatmulPreferenceSetAttribute(preference* p, int which, const void* value, size_t bytes) {
+    if (which == 1 && bytes == 8) return p->workspace = *(const size_t*)value, SUCCESS;
+    if ((which != 3 && (which < 5 || which > 8)) || bytes != 4) return INVALID_VALUE;
+    return p->numbers[which] = *(const unsigned*)value, SUCCESS;
 }
-int cublasLtMatmulPreferenceDestroy(size_t* p) { return made--, free(p), SUCCESS; }
+int cublasLtMatmulPreferenceDestroy(preference* p) { return made--, free(p), SUCCESS; }
 
-int cublasLtMatmulAlgoGetHeuristic(void* handle, description* d, layout* a, layout* b, layout* c, layout* out, size_t* p,
+int cublasLtMatmulAlgoGetHeuristic(void* handle, description* d, layout* a, layout* b, layout* c, layout* out, preference* p,
                                    int most, found* results, int* count) {
     if (handle != &handles || !d->transposed || c != out || a->rows != b->rows || a->columns != out->rows ||
         b->columns != out->columns || most < 2) {
         return INVALID_VALUE;
     }
-    results[0] = (found){.data = {1}, .workspace = *p};
-    results[1] = (found){.data = {2}, .workspace = *p + 1};
+    // Operands begin at multiples of 16 bytes, and sums are split in f32.
+    for (int i = 5; i <= 8; i++) {
+        if (p->numbers[i] != 16) return INVALID_VALUE;
+    }
+    if (p->numbers[3] != 2) return INVALID_VALUE;
+    results[0] = (found){.data = {1}, .workspace = p->workspace};
+    results[1] = (found){.data = {2}, .workspace = p->workspace + 1};
     return *count = 2, SUCCESS;
 }
 

@@ -130,7 +130,10 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 int cuFuncGetName(const char** name, void* function) { return *name = "sizes", 0; }
 int cuFuncLoad(void* function) { return function == (void*)3 ? 0 : HANDLE; }
-int cuFuncGetAttribute(int* value, int which, void* function) { return *value = 48, which == 1 ? 0 : INVALID; }
+int cuFuncGetAttribute(int* value, int which, void* function) {
+    if (which == 5) return *value = stub_is("old-ptx") ? 80 : 90, 0;
+    return *value = 48, which == 1 ? 0 : INVALID;
+}
 int cuFuncSetAttribute(void* function, int which, int value) {
     return which == 8 && value == 232448 - 48 ? 0 : INVALID;
 }

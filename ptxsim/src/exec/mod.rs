@@ -52,7 +52,7 @@ pub(crate) struct Context<'k> {
     /// CTA and warp whose instructions are recorded, and how many at most.
     pub trace: Option<(u32, u32, usize)>,
     /// What unfinished launches before this one touched, for a launch that may overlap them; and what those touched that
-    /// even its griddepcontrol.wait does not wait for, because the launch just before did not wait for them.
+    /// even its griddepcontrol.wait does not wait for, because a launch between did not wait for them.
     pub overlap: Option<&'k Footprint>,
     pub overlap_waited: Option<&'k Footprint>,
 }
@@ -88,6 +88,8 @@ pub(crate) struct Outcome {
     pub steps: u64,
     /// CTAs of which a thread executed griddepcontrol.wait.
     pub waited: u64,
+    /// A warp executed griddepcontrol.launch_dependents before it had waited.
+    pub released_early: bool,
 }
 
 impl Outcome {
@@ -119,6 +121,7 @@ impl Outcome {
         self.trace.extend(later.trace);
         self.steps += later.steps;
         self.waited += later.waited;
+        self.released_early |= later.released_early;
     }
 }
 

@@ -386,7 +386,8 @@ impl Warp {
                 return Ok(next);
             }
             Op::Fence { scope } => self.fence(*scope, lanes),
-            Op::Hint | Op::Breakpoint | Op::LaunchDependents => {}
+            Op::Hint | Op::Breakpoint => {}
+            Op::LaunchDependents => env.own.outcome.released_early |= !self.grid_waited,
             Op::GridWait => {
                 self.grid_waited = true;
                 env.own.outcome.waited = 1;

@@ -5,6 +5,7 @@
 //   consume_early: reads weight before the wait, as a prefetch of constants would, but the predecessor writes it: a race
 //   consume_never: does not wait at all
 //   consume_constant: reads before the wait only what nobody writes: right
+//   release_early, release_late: as consume_constant, letting dependents start before its wait, and behind it
 #include <cstdint>
 
 extern "C" __global__ void produce(uint32_t* x, uint32_t* weight) {
@@ -34,4 +35,16 @@ extern "C" __global__ void consume_constant(const uint32_t* x, const uint32_t* c
     const uint32_t early = *(volatile const uint32_t*)(constant + i);
     asm volatile("griddepcontrol.wait;" ::: "memory");
     out[i] = x[i] + early;
+}
+extern "C" __global__ void release_early(const uint32_t* x, const uint32_t* constant, uint32_t* out) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    out[i] = x[i] + constant[i];
+}
+extern "C" __global__ void release_late(const uint32_t* x, const uint32_t* constant, uint32_t* out) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    out[i] = x[i] + constant[i];
 }

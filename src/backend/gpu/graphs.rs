@@ -74,8 +74,8 @@ impl Graphs {
         }
         if let Some(at) = self.seen.iter().position(|seen| seen == shape) {
             self.seen[at].clear();
-            gpu.stream.begin_capture()?;
-            return Ok(true);
+            self.on = gpu.stream.begin_capture().is_ok();
+            return Ok(self.on);
         }
         if self.seen.len() < SEEN {
             self.seen.push(shape.to_vec());
@@ -88,16 +88,12 @@ impl Graphs {
         Ok(false)
     }
 
-    /// Ends what [`Graphs::begin`] began, and runs it if it is whole. A device that makes no graph of it is asked for none again.
+    /// Ends what [`Graphs::begin`] began, and runs it if it is whole. After a recording that failed there is no other.
     ///
     /// # Safety
     /// As [`Graphs::replay`].
     pub unsafe fn end(&mut self, gpu: &Gpu, shape: &[RoundShape], whole: bool) -> Result<bool> {
-        let graph = gpu.stream.end_capture();
-        if !whole {
-            return Ok(false);
-        }
-        let Ok(graph) = graph else {
+        let (true, Ok(graph)) = (whole, gpu.stream.end_capture()) else {
             self.on = false;
             return Ok(false);
         };

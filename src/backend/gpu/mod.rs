@@ -19,10 +19,15 @@ use std::sync::{
 
 use half::{bf16, f16};
 
-pub use self::{library::ProductChoice, plan::MemoryPlan, round::DeviceRound, rows::PassRows};
 use self::{
     library::{Library, Prompt},
     rows::{Place, Rotary},
+};
+pub use self::{
+    library::{LibraryUse, ProductChoice},
+    plan::MemoryPlan,
+    round::DeviceRound,
+    rows::PassRows,
 };
 use super::{Angles, Backend, Epilogue, HeadSide, Heads, Input, Projection, RoundSizes, Row, RowClass};
 use crate::{
@@ -90,6 +95,8 @@ pub struct Quantised {
     width: usize,
     /// Positions of the rows, where some may be dead.
     live: Option<Place>,
+    /// Whether some row is sure to be alive.
+    prefetch: bool,
 }
 
 /// Rows of activations with the sums of squares that norms go by.
@@ -132,7 +139,9 @@ impl Gpu {
         let config = &checkpoint.config;
         let embedding = checkpoint.tensor("model.embed_tokens.weight", &[config.vocab, config.hidden])?;
         let dtype = if embedding.dtype() == Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 };
-        let stream = Stream::overlapping(&driver)?;
+        let mut stream = Stream::new(&driver)?;
+        // SAFETY: weights are uploaded by copies, and no kernel writes any.
+        unsafe { stream.set_overlapping(true) };
         // The products' counters begin at zero and return to it.
         let mut linear = Buffer::new(&driver, Linear::MOST_SCRATCH)?;
         stream.fill(&mut linear.view_mut(), 0)?;
@@ -158,14 +167,21 @@ impl Gpu {
         self.graphs = on;
     }
 
+    /// Whether kernels begin while those before them end, on GPUs that can (Hopper and later), as they do unless this says otherwise: for
+    /// measurements of what that saves, and profiles in which a kernel's time is its own.
+    pub fn set_overlap(&mut self, on: bool) {
+        // SAFETY: as in `new`.
+        unsafe { self.stream.set_overlapping(on) }
+    }
+
     /// Lets the library that comes with the device, cuBLASLt, compute the products of prompts where it is faster than the kernels. That is
     /// measured for each shape when it comes first, and then stays. Rows of a prompt have other bits then than by the kernels, and than in
     /// pieces of other sizes; drafts stay exact, since what verifies them follows the same prompt.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no such library.
-    pub fn use_library(&mut self) -> Result<()> {
-        self.library = Some(Library::new(self.driver.clone().products()?));
+    pub fn use_library(&mut self, when: LibraryUse) -> Result<()> {
+        self.library = Some(Library::new(self.driver.clone().products()?, when));
         Ok(())
     }
 
@@ -328,7 +344,7 @@ impl Backend for Gpu {
         // As in `buffer`.
         self.stream.fill(&mut codes.view_mut(), 0)?;
         self.stream.fill(&mut scales.view_mut(), 0)?;
-        Ok(Quantised { codes, scales, stride, width: 0, live: None })
+        Ok(Quantised { codes, scales, stride, width: 0, live: None, prefetch: true })
     }
 
     fn logits(&self, rows: usize, vocab: usize) -> Result<Logits> {
@@ -445,6 +461,7 @@ impl Backend for Gpu {
         let x = x.rows(from, rows, size);
         out.width = width;
         out.live = live.map(|live| live.positions.part(from, rows));
+        out.prefetch = live.is_none_or(|live| !live.may_be_dead);
         let positions = out.live.as_ref().map(Place::view);
         let (q, scales, bound) =
             (RowsMut { stride: out.stride, view: out.codes.view_mut() }, out.scales.view_mut(), Some(bound));
@@ -500,6 +517,7 @@ impl Backend for Gpu {
                 x: x.rows(begin, rows),
                 x_scales: Some(x.scales(begin, rows)),
                 positions: x.live.as_ref().map(|live| live.view_of(begin..begin + rows)),
+                prefetch: x.prefetch,
                 norm: None,
                 projections: linear_projections(projections),
                 epilogue: of_kernel(epilogue),
@@ -589,7 +607,7 @@ impl Backend for Gpu {
                 offsets: rows.offsets.view(),
                 positions: Some(rows.positions.view()),
                 max_rows: rows.group_rows,
-                max_keys: kv.entries * PAGE,
+                max_keys: rows.max_keys.min(kv.entries * PAGE).max(1),
                 mask: *mask,
                 documents: None,
                 scale,
@@ -617,7 +635,7 @@ impl Backend for Gpu {
             positions: Some(rows.positions.view()),
             max_rows: rows.group_rows,
             // Of the cache, not of the rows: a generation has one cut, and its scratch does not grow with the context.
-            max_keys: kv.entries * PAGE,
+            max_keys: rows.max_keys.min(kv.entries * PAGE).max(1),
             mask: *mask,
             documents: None,
             tree: None,
@@ -706,6 +724,7 @@ impl Gpu {
             x: input.x.rows(from, rows, self.dtype.size()),
             x_scales: None,
             positions: input.live.map(|live| live.positions.view_of(from..from + rows)),
+            prefetch: input.live.is_none_or(|rows| !rows.may_be_dead),
             norm,
             projections: linear_projections(projections),
             epilogue,

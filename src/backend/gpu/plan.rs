@@ -80,22 +80,22 @@ impl MemoryPlan {
         self.weights.saturating_add(self.cache).saturating_add(self.workspace)
     }
 
-    /// Refuses what will not fit: weights and cache alone are more than is free.
+    /// Refuses what will not fit.
     ///
     /// # Errors
     /// [`Error::Capacity`].
     pub fn check(&self) -> Result<()> {
-        let least = self.weights.saturating_add(self.cache);
-        if least <= self.free {
+        if self.needed() <= self.free {
             return Ok(());
         }
         Err(Error::Capacity {
             what: format!("the model on {}", self.device),
             needed: format!(
-                "{} of weights and {} for the keys and values of {} positions",
+                "{} of weights, {} for the keys and values of {} positions and {} of workspace",
                 gib(self.weights),
                 gib(self.cache),
-                self.context
+                self.context,
+                gib(self.workspace)
             ),
             available: format!(
                 "{} of its {} are free: ask for a shorter --context, quantise with --fp8, or use --device cpu",

@@ -65,6 +65,10 @@ pub struct DeviceRound {
     outcomes: Vec<RoundOutcome>,
     /// Most rows of a sequence in the verification.
     group_rows: usize,
+    /// Most keys of a sequence, as the plans have it.
+    max_keys: usize,
+    /// Whether a draft may end by its confidence.
+    ends_early: bool,
     pass: PassRows,
     /// Some in benchmarks alone.
     script: Option<Script>,
@@ -160,6 +164,8 @@ impl DeviceRound {
                 })
                 .collect(),
             group_rows: 0,
+            max_keys: 0,
+            ends_early: false,
             pass,
             script: match gpu.scripted.load(Ordering::Relaxed) {
                 usize::MAX => None,
@@ -264,9 +270,11 @@ impl Round<Gpu> for DeviceRound {
     fn plan(&mut self, gpu: &Gpu, plans: &[RoundPlan], kv: &mut Paged, cache: &Cache) -> Result<()> {
         self.host_plans.fill(WlPlan { verify_row: -1, ..WlPlan::zeroed() });
         self.order.clear();
-        self.group_rows = 0;
+        (self.group_rows, self.max_keys, self.ends_early) = (0, 0, false);
         for (i, plan) in plans.iter().enumerate() {
             self.group_rows = self.group_rows.max(plan.draft + 1);
+            self.max_keys = self.max_keys.max(plan.keys);
+            self.ends_early |= plan.draft > 0 && plan.threshold > 0.0;
             self.order.push((plan.cached, plan.verify_row));
             self.host_plans[plan.cached] = WlPlan {
                 verify_row: plan.verify_row as i32,
@@ -293,8 +301,7 @@ impl Round<Gpu> for DeviceRound {
 
     fn replay(&mut self, gpu: &Gpu, shape: &[RoundShape]) -> Result<bool> {
         // SAFETY: what a round launches addresses the generator's buffers, which live as long as this does, the model's, which outlive
-        // the generator, and the backend's scratch, whose generation `Graphs` looks at; `begin_sequence` drops the graphs of logits that it
-        // replaces.
+        // the generator, and the backend's scratch, whose generation `Graphs` looks at.
         unsafe { self.graphs.replay(gpu, shape) }
     }
 
@@ -333,6 +340,7 @@ impl Round<Gpu> for DeviceRound {
         self.pass.lengths = Place::new(&self.lengths, from, count);
         self.pass.group_slots = self.part(Layout::DraftSlots, from, count);
         (self.pass.count, self.pass.groups, self.pass.group_rows) = (count, count, 1);
+        (self.pass.max_keys, self.pass.may_be_dead) = (self.max_keys, step > 0 && self.ends_early);
         Ok(&self.pass)
     }
 
@@ -347,6 +355,7 @@ impl Round<Gpu> for DeviceRound {
         self.pass.lengths = Place::new(&self.lengths, padded(self.sizes.slots), groups);
         self.pass.group_slots = self.part(Layout::VerifySlots, 0, groups);
         (self.pass.count, self.pass.groups, self.pass.group_rows) = (rows, groups, self.group_rows);
+        (self.pass.max_keys, self.pass.may_be_dead) = (self.max_keys, false);
         Ok(&self.pass)
     }
 

@@ -80,6 +80,10 @@ pub struct PassRows {
     pub(super) groups: usize,
     /// Most rows of a group.
     pub(super) group_rows: usize,
+    /// Most keys of a group; graphs have it in them, so it is one of few numbers.
+    pub(super) max_keys: usize,
+    /// Whether all rows may be dead: a draft that ends by its confidence.
+    pub(super) may_be_dead: bool,
     pub(super) class: RowClass,
     /// What is uploaded, where the host makes the rows.
     host: Vec<i32>,
@@ -103,6 +107,8 @@ impl PassRows {
             count: 0,
             groups: 0,
             group_rows: 0,
+            max_keys: 0,
+            may_be_dead: false,
             class: RowClass::Decode,
             host: vec![0; 6 * part],
             most: part,
@@ -131,6 +137,8 @@ impl PassRows {
             count: 0,
             groups: 0,
             group_rows: 0,
+            max_keys: 0,
+            may_be_dead: false,
             class: RowClass::Decode,
             host: vec![],
             most: 0,
@@ -150,7 +158,7 @@ impl PassRows {
         self.class = class;
         let [tokens, positions, slots, offsets, lengths, group_slots] =
             [0, 1, 2, 3, 4, 5].map(|index| index * most);
-        (self.count, self.groups, self.group_rows) = (list.len(), 0, 0);
+        (self.count, self.groups, self.group_rows, self.max_keys) = (list.len(), 0, 0, 0);
         let mut begun = 0;
         for (i, row) in list.iter().enumerate() {
             self.host[tokens + i] = row.token as i32;
@@ -160,6 +168,7 @@ impl PassRows {
                 let keys = cache.len(row.sequence)?;
                 self.host[offsets + self.groups] = i as i32;
                 self.host[lengths + self.groups] = keys as i32;
+                self.max_keys = self.max_keys.max(keys.next_power_of_two());
                 self.host[group_slots + self.groups] = row.sequence as i32;
                 self.groups += 1;
                 begun = i;

@@ -183,6 +183,7 @@ fn stream_weights(
         x: Rows { view: x.view(), stride: inputs },
         x_scales: fp8.then(|| x_scales.view()),
         positions: None,
+        prefetch: true,
         norm: norm.then_some(before),
         projections,
         epilogue,

@@ -1,0 +1,119 @@
+//! What others get: the crates that the kernels bring along, and the package.
+
+use std::{
+    collections::BTreeSet,
+    process::{Command, Output},
+};
+
+/// What `cargo` says in the workspace, without the network.
+fn cargo(arguments: &[&str]) -> Option<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).arg("--offline");
+    let Ok(Output { status, stdout, stderr }) = command.output() else {
+        println!("skipped: no cargo");
+        return None;
+    };
+    assert!(status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    Some(String::from_utf8(stdout).unwrap())
+}
+
+/// Everything that a build of the kernels alone compiles and links: a new crate is written down here, with a reason.
+const KERNELS: [&str; 47] = [
+    // The simulator, and the driver's functions.
+    "ptxsim",
+    "cudarc",
+    "libloading",
+    "cfg-if",
+    // Numbers in memory.
+    "bytemuck",
+    "bytemuck_derive",
+    "half",
+    "zerocopy",
+    "zerocopy-derive",
+    // Checkpoints: maps, headers, configurations.
+    "memmap2",
+    "safetensors",
+    "hashbrown",
+    "foldhash",
+    "equivalent",
+    "allocator-api2",
+    "serde",
+    "serde_core",
+    "serde_derive",
+    "serde_json",
+    "itoa",
+    "zmij",
+    "memchr",
+    "indexmap",
+    // Sampling on the host.
+    "rand_chacha",
+    "rand_core",
+    "ppv-lite86",
+    // Threads of the CPU backend.
+    "rayon",
+    "rayon-core",
+    "crossbeam-deque",
+    "crossbeam-epoch",
+    "crossbeam-utils",
+    "either",
+    // Errors.
+    "thiserror",
+    "thiserror-impl",
+    // Macros at build time.
+    "proc-macro2",
+    "quote",
+    "syn",
+    "unicode-ident",
+    // The system.
+    "libc",
+    "libm",
+    "tempfile",
+    "fastrand",
+    "getrandom",
+    "bitflags",
+    "linux-raw-sys",
+    "once_cell",
+    "rustix",
+];
+
+#[test]
+fn the_kernels_bring_few_crates_along() {
+    let arguments = ["--no-default-features", "--features", "cuda", "--prefix", "none", "--format", "{p}"];
+    let Some(tree) = cargo(&[&["tree", "--edges", "normal"], &arguments[..]].concat()) else { return };
+    let found: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    let known: BTreeSet<&str> = KERNELS.into_iter().chain(["warploom"]).collect();
+    let new: Vec<_> = found.difference(&known).collect();
+    let gone: Vec<_> = known.difference(&found).collect();
+    println!("new: {new:?}, gone: {gone:?}");
+    assert!(new.is_empty(), "new crates: {new:?}");
+}
+
+/// The golden data stay out, and headers, kernels, demo and licences are in.
+#[test]
+fn the_package_has_what_it_needs() {
+    let Some(list) = cargo(&["package", "--list", "--allow-dirty", "-p", "warploom"]) else { return };
+    let files: BTreeSet<&str> = list.lines().collect();
+    assert!(!files.iter().any(|file| file.starts_with("tests/golden/")), "golden data are in the package");
+    for needed in [
+        "cuda/include/warploom.h",
+        "cuda/kernels/linear.cu",
+        "build/kernels.rs",
+        "src/kernels/params.rs",
+        "src/capi/abi.rs",
+        "assets/demo/model.safetensors",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "README.md",
+    ] {
+        assert!(files.contains(needed), "{needed} is not in the package");
+    }
+    // Text is packed to a quarter; weights hardly.
+    let size = |file: &&str| {
+        let bytes = std::fs::metadata(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+            .map_or(0, |m| m.len());
+        if file.ends_with(".safetensors") { bytes } else { bytes / 3 }
+    };
+    let packed: u64 = files.iter().map(size).sum();
+    assert!(packed < 10 << 20, "about {packed} bytes; a registry takes ten megabytes");
+}
