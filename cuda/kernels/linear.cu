@@ -44,7 +44,7 @@
 // partial sums 6.2 at segments of 1024 (e4m3: 2048), norm weights 3.1 (a thread reads them for its four rows),
 // statistics up to 1.6, scales 0.8.
 //
-// For sm_80, up to 16, 32, 64 rows: 96, 113, 125 registers (e4m3: 126, 125, 126, for sm_90a 126, 128, 126), 33, 33, 35
+// For sm_80, up to 16, 32, 64 rows: 96, 114, 122 registers (e4m3: 126, 125, 126, for sm_90a 126, 128, 126), 33, 33, 35
 // KB of shared memory, two CTAs an SM: 16 warps, 64 KB of weights in flight (e4m3 at 64 rows: 32). `any` takes its
 // elements one by one: 188 registers (e4m3: 152).
 #include "arch/dependency.cuh"
