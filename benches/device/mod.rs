@@ -509,9 +509,12 @@ fn commit() -> (String, bool) {
     }
 }
 
-/// `YYYY-MM-DD` in UTC.
+/// `YYYY-MM-DD` in UTC: now, or at SOURCE_DATE_EPOCH, so that programs of one run write to one file.
 fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let given = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse::<u64>().ok());
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // A year that has four digits.
+    let seconds = given.filter(|seconds| *seconds < 253_402_300_800).unwrap_or_else(now);
     let mut day = seconds / 86_400;
     let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     let mut year = 1970;
