@@ -84,6 +84,8 @@ pub struct RoundShape {
     pub exit_layer: usize,
     /// Most keys, as in the plan.
     pub keys: usize,
+    /// Whether the draft may end by its confidence: its passes then fetch no more weights ahead than they must.
+    pub ends_early: bool,
 }
 
 /// What a backend has recorded.

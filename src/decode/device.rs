@@ -101,8 +101,8 @@ impl<B: Backend> Generator<'_, B> {
         let mut shape = std::mem::take(&mut self.shape);
         shape.clear();
         shape.extend(self.plans.iter().map(|plan| {
-            let &RoundPlan { draft, exit_layer, keys, .. } = plan;
-            RoundShape { draft, exit_layer, keys }
+            let &RoundPlan { draft, exit_layer, keys, threshold, .. } = plan;
+            RoundShape { draft, exit_layer, keys, ends_early: threshold > 0.0 }
         }));
         let launched = self.launch_shape(round, &shape);
         self.shape = shape;
