@@ -383,6 +383,16 @@ fn a_library_multiplies() {
     };
     let (x, weight) = (numbers(rows * x_stride, 1), numbers(features * weight_stride, 2));
     let before = numbers(rows * out_stride, 3);
+    let shape = ProductShape {
+        dtype: Dtype::Bf16,
+        rows,
+        inputs,
+        features,
+        x_stride,
+        weight_stride,
+        out_stride,
+        add: false,
+    };
     for driver in drivers() {
         let products = match driver.clone().products() {
             Ok(products) => products,
@@ -394,16 +404,7 @@ fn a_library_multiplies() {
         let stream = Stream::new(&driver).unwrap();
         let [x_there, weight_there] = [&x, &weight].map(|x| Buffer::from_slice(&stream, x).unwrap());
         for add in [false, true] {
-            let shape = ProductShape {
-                dtype: Dtype::Bf16,
-                rows,
-                inputs,
-                features,
-                x_stride,
-                weight_stride,
-                out_stride,
-                add,
-            };
+            let shape = ProductShape { add, ..shape };
             let ways = products.ways(&shape, 4).unwrap();
             assert!(!ways.is_empty(), "{} has a way", products.name());
             let mut out = Buffer::from_slice(&stream, &before).unwrap();
@@ -438,16 +439,7 @@ fn a_library_multiplies() {
                 }
             }
         }
-        let shape = ProductShape {
-            dtype: Dtype::F32,
-            rows,
-            inputs,
-            features,
-            x_stride,
-            weight_stride,
-            out_stride,
-            add: false,
-        };
+        let shape = ProductShape { dtype: Dtype::F32, ..shape };
         assert!(products.ways(&shape, 4).is_ok_and(|ways| ways.is_empty()));
     }
 }
