@@ -16,7 +16,7 @@ use std::{process::ExitCode, time::Instant};
 use device::{Bench, Clock, Section};
 use warploom::{
     Error, Result,
-    backend::{Backend as _, Gpu},
+    backend::{Backend as _, Gpu, LibraryUse},
     checkpoint::{Checkpoint, Config, Published},
     decode::{Finished, Generator, Limits, Policy, Request, Sampling},
     model::Llama,
@@ -47,6 +47,10 @@ fn main() -> ExitCode {
 /// What a smoke run decodes instead of the published shapes.
 const TINY: &str = r#"{"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 256,
     "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 512}"#;
+
+/// Prompts by the kernels, and by the device's library wherever that is faster.
+const PREFILL: &str = "prefill";
+const PREFILL_BY_LIBRARY: &str = "prefill, cuBLASLt where faster";
 
 /// One generation, or several beside each other.
 struct Task {
@@ -96,21 +100,42 @@ fn random(bench: &mut Bench, name: &str, json: &str) -> Result<()> {
         tasks.extend([8, 64].map(|sequences| plain(sequences, prompt)));
         tasks.push(plain(1, 4096));
     }
-    tasks.push(Task { name: "prefill", ..plain(1, if smoke { 33 } else { 4097 }) });
+    let prefills = [PREFILL, PREFILL_BY_LIBRARY];
+    tasks.extend(prefills.map(|name| Task { name, ..plain(1, if smoke { 129 } else { 4097 }) }));
     tasks.retain(|task| bench.is_asked_for(task.name, &task.shape));
     if tasks.is_empty() {
         return Ok(());
     }
     let checkpoint = device::checkpoint(config, json)?;
     let driver = bench.queue.driver.clone();
-    let llama = Llama::new(&checkpoint, Gpu::new(driver, &checkpoint)?, config.context.min(8192))?;
+    let context = config.context.min(8192);
     let count = tasks.len();
-    for (i, task) in tasks.into_iter().enumerate() {
-        let row = match task.name {
-            "prefill" => prefill(bench, &llama, name, task.prompt),
-            _ => generate(bench, &llama, &task, None),
+    let mut done = 0;
+    // One model at a time: two may not fit.
+    let (by_library, by_kernels): (Vec<_>, Vec<_>) =
+        tasks.into_iter().partition(|task| task.name == PREFILL_BY_LIBRARY);
+    for (library, tasks) in [(false, by_kernels), (true, by_library)] {
+        if tasks.is_empty() {
+            continue;
+        }
+        let mut gpu = Gpu::new(driver.clone(), &checkpoint)?;
+        let missing = if library { gpu.use_library(LibraryUse::Faster).err() } else { None };
+        let llama = match missing {
+            None => Some(Llama::new(&checkpoint, gpu, context)?),
+            Some(_) => None,
         };
-        bench.keep(Section::Models, row, i + 1, count)?;
+        for task in tasks {
+            let row = match (&llama, task.name) {
+                (None, _) => {
+                    let error = missing.as_ref().map(|error| error.to_string());
+                    Row { error, ..Row::new(task.name, prompt_shape(name, &task)) }
+                }
+                (Some(llama), PREFILL | PREFILL_BY_LIBRARY) => prefill(bench, llama, name, task),
+                (Some(llama), _) => generate(bench, llama, &task, None),
+            };
+            done += 1;
+            bench.keep(Section::Models, row, done, count)?;
+        }
     }
     Ok(())
 }
@@ -278,33 +303,36 @@ fn fault(task: &Task, first: &Finished, expected: Option<&[u32]>) -> Option<Stri
     (!is_scripted).then(|| format!("rounds kept {:?} drafts, not {kept} each", stats.histogram))
 }
 
+/// A prompt's last token is the first round's.
+fn prompt_shape(name: &str, task: &Task) -> String {
+    format!("{name} B1 P{}", task.prompt.len() - 1)
+}
+
 /// Tokens of a prompt.
-fn prefill(bench: &Bench, llama: &Llama<Gpu>, name: &str, prompt: Vec<u32>) -> Row {
-    let count = prompt.len() - 1;
+fn prefill(bench: &Bench, llama: &Llama<Gpu>, name: &str, task: Task) -> Row {
+    let count = task.prompt.len() - 1;
     let bytes = llama.bytes(0..llama.config().layers) as u64;
-    let mut row = Row::new("prefill", format!("{name} B1 P{count}"));
+    let mut row = Row::new(task.name, prompt_shape(name, &task));
     row.tokens = Some(count as u64);
     row.flop = Some(bytes * count as u64);
     row.ceiling = Some("matmul bf16".into());
-    row.note = Some("random weights; FLOP of the layers' products alone".into());
-    let task = Task {
-        name: "prefill",
-        shape: String::new(),
-        sequences: 1,
-        prompt,
-        tokens: 1,
-        rounds: None,
-        scripted: None,
-    };
+    let task = Task { tokens: 1, ..task };
     let generator = match generator(llama, &task) {
         Ok(generator) => std::cell::RefCell::new(generator),
         Err(error) => return Row { error: Some(error.to_string()), ..row },
     };
-    bench.sample(row, Clock::Wall, 1.0, |times| {
+    let mut row = bench.sample(row, Clock::Wall, 1.0, |times| {
         let mut seconds = 0.0;
         for _ in 0..times {
             seconds += run(&mut generator.borrow_mut(), llama, &task)?.prompt;
         }
         Ok(seconds)
-    })
+    });
+    let mut note = "random weights; FLOP of the layers' products alone".to_string();
+    if let Some((library, choices)) = llama.backend().library() {
+        let taken = choices.iter().filter(|choice| choice.library).count();
+        note += &format!("; {taken} of {} shapes by {library}", choices.len());
+    }
+    row.note = Some(note);
+    row
 }

@@ -176,7 +176,8 @@ impl Gpu {
 
     /// Lets the library that comes with the device, cuBLASLt, compute the products of prompts where it is faster than the kernels. That is
     /// measured for each shape when it comes first, and then stays. Rows of a prompt have other bits then than by the kernels, and than in
-    /// pieces of other sizes; drafts stay exact, since what verifies them follows the same prompt.
+    /// pieces of other sizes; drafts stay exact, since what verifies them follows the same prompt. Measuring takes device memory, room for
+    /// a product, and gives it back but for that of gate and up: the first prompt of a shape is no place to count allocations.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no such library.
