@@ -52,7 +52,7 @@ pub fn learn(documents: &[&str], vocab: usize, objective: Objective) -> Result<T
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build()
         .into();
-    tokenizer.train(&mut trainer, documents.iter()).map_err(failed)?;
+    tokenizer.train(&mut trainer, documents.iter().flat_map(|text| cut(text))).map_err(failed)?;
     let mask = (objective == Objective::Masked).then_some(MASK);
     let specials = mask.into_iter().chain([BEGIN, END]).map(|token| AddedToken::from(token, true));
     tokenizer.add_special_tokens(specials.collect::<Vec<_>>()).map_err(failed)?;
@@ -72,4 +72,42 @@ pub fn learn(documents: &[&str], vocab: usize, objective: Objective) -> Result<T
         .map_err(|error| Error::Text { what: "learning the tokenizer".into(), reason: error.to_string() })?;
     tokenizer.with_post_processor(Some(template));
     Ok(tokenizer)
+}
+
+/// Longest word that is learned from as a whole, in bytes.
+const LONGEST: usize = 1024;
+
+/// A text in parts in which no word, and no run of white space, is longer than [`LONGEST`]: the time that a piece takes grows with the
+/// square of its length, and sequences of bases or of base64 are one word. Other texts are one part.
+fn cut(text: &str) -> Vec<&str> {
+    let (mut parts, mut begin, mut run, mut was_space) = (vec![], 0, 0, false);
+    for (at, c) in text.char_indices() {
+        if c.is_whitespace() != was_space {
+            (was_space, run) = (!was_space, at);
+        } else if at - run >= LONGEST {
+            parts.push(&text[begin..at]);
+            (begin, run) = (at, at);
+        }
+    }
+    parts.push(&text[begin..]);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_long_runs_are_cut() {
+        let words = "in the beginning ".repeat(1000);
+        assert_eq!(cut(&words), [&words]);
+        assert_eq!(cut(""), [""]);
+        let bases = "gà".repeat(5000);
+        let parts = cut(&bases);
+        assert_eq!(parts.concat(), bases);
+        assert!(parts.len() > 10 && parts.iter().all(|part| part.len() <= LONGEST + 4));
+        let spaces = format!("a{}b", " \n\t".repeat(1000));
+        assert!(cut(&spaces).iter().all(|part| part.len() <= LONGEST + 4));
+        assert_eq!(cut(&spaces).concat(), spaces);
+    }
 }
