@@ -76,12 +76,13 @@ struct Cases {
     smoke: bool,
     quick: bool,
     most_bytes: usize,
+    left_out: usize,
 }
 
 impl Cases {
     fn of(bench: &Bench) -> Vec<Case> {
         let (smoke, quick) = (bench.options.smoke, bench.options.quick);
-        let mut cases = Cases { list: vec![], smoke, quick, most_bytes: bench.most_bytes() };
+        let mut cases = Cases { list: vec![], smoke, quick, most_bytes: bench.most_bytes(), left_out: 0 };
         let models: &[&str] = match (quick, smoke) {
             (true, _) => &["llama3-8b"],
             _ => &["llama2-7b", "llama3.2-1b", "llama3-8b", "llama3-70b"],
@@ -92,13 +93,22 @@ impl Cases {
             let config = Published::named(model).expect("a published model").config();
             cases.layer(&Shape::new(&config, smoke));
         }
+        if cases.left_out > 0 {
+            let gb = cases.most_bytes as f64 / 1e9;
+            println!(
+                "{} rows are left out: they need more than {gb:.0} GB, half of the device's memory",
+                cases.left_out
+            );
+        }
         cases.list
     }
 
     fn add(&mut self, case: Case) {
         let is_same = |other: &Case| other.row.name == case.row.name && other.row.shape == case.row.shape;
-        if case.footprint <= self.most_bytes && !self.list.iter().any(is_same) {
-            self.list.push(case);
+        match case.footprint <= self.most_bytes {
+            true if self.list.iter().any(is_same) => {}
+            true => self.list.push(case),
+            false => self.left_out += 1,
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
     collections::HashSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -313,5 +314,48 @@ fn the_table_is_whole() {
                 assert_ne!(compiled.resident(entry.threads, 0), Some(0), "{entry:?} fits no SM");
             }
         }
+    }
+}
+
+/// What a product gains where its launch begins early: ptxas has been seen to move such loads behind the wait.
+#[test]
+fn weights_are_loaded_before_the_wait() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let nvcc = Command::new(root.join("scripts/find-nvcc")).output().unwrap();
+    let nvcc = PathBuf::from(String::from_utf8(nvcc.stdout).unwrap().trim());
+    let folder = tempfile::tempdir().unwrap();
+    let fatbin = folder.path().join("linear.fatbin");
+    let family = FAMILIES.iter().find(|family| family.name == "linear").expect("the family linear");
+    fs::write(&fatbin, family.fatbin).unwrap();
+    let path = std::env::join_paths(
+        nvcc.parent()
+            .map(Path::to_path_buf)
+            .into_iter()
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let sass = Command::new("cuobjdump").env("PATH", path.unwrap()).arg("-sass").arg(&fatbin).output();
+    let Ok(sass) = sass else {
+        println!("skipped: no cuobjdump");
+        return;
+    };
+    let text = String::from_utf8_lossy(&sass.stdout);
+    // Loads of global memory before the wait, by entry; None until there is a wait.
+    let (mut entry, mut loads, mut met) = ("", 0, 0);
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("Function : ") {
+            (entry, loads) = (name, 0);
+        } else if line.contains(" LDG.") {
+            loads += 1;
+        } else if line.contains("ACQBULK") && !entry.ends_with("_any") {
+            // Of 64 rows in e4m3 half as much is in flight.
+            assert!(loads >= 4, "{entry}: {loads} loads before the wait");
+            met += 1;
+        }
+    }
+    if met == 0 {
+        println!(
+            "skipped: no machine code for Hopper and later ({})",
+            String::from_utf8_lossy(&sass.stderr).trim()
+        );
     }
 }

@@ -16,7 +16,7 @@ use warploom::{
     backend::{Backend, Gpu, LibraryUse, MemoryPlan, Recordings, Row},
     cache::Cache,
     checkpoint::{Checkpoint, Config, Dtype, Published},
-    decode::{Finished, Generator, Limits, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
+    decode::{Finished, Generator, Limits, MAX_DRAFT, Plan, Policy, Request, Sampling, Stop, policy::Fixed},
     driver::{
         self, Driver, Family, Handle, Launch, Policy as Simulation, Products, Properties, Recorded, Simulator,
     },
@@ -732,7 +732,7 @@ fn memory_is_planned() {
         let mut checkpoint = Checkpoint::open(&golden_dir(name)).unwrap();
         checkpoint.set_fp8(fp8).unwrap();
         let driver: Arc<dyn Driver> = Arc::new(Simulator::new(Simulation::default()));
-        let plan = MemoryPlan::new(&*driver, &checkpoint, 128).unwrap();
+        let plan = MemoryPlan::new(&*driver, &checkpoint, 128, false).unwrap();
         assert_eq!((plan.free, plan.context), (plan.total, 128));
         plan.check().unwrap();
         let gpu = Gpu::new(driver.clone(), &checkpoint).unwrap();
@@ -749,9 +749,14 @@ fn memory_is_planned() {
         // Beside it a page table.
         assert!((plan.cache..plan.cache + 64).contains(&taken), "{name}: {} and {taken}", plan.cache);
         drop(kv);
+        let limits = Limits { sequences: 1, context: 128, max_draft: MAX_DRAFT };
+        let generator = Generator::new(&llama, limits).unwrap();
+        let all = plan.total - driver.free_memory().unwrap();
+        assert!(all <= plan.needed(), "{name}: {} are planned, and {all} taken", plan.needed());
+        drop(generator);
 
         let small = Simulation { memory_bytes: plan.weights + plan.cache - 1, ..Simulation::default() };
-        let plan = MemoryPlan::new(&Simulator::new(small), &checkpoint, 128).unwrap();
+        let plan = MemoryPlan::new(&Simulator::new(small), &checkpoint, 128, false).unwrap();
         let error = plan.check().unwrap_err().to_string();
         assert!(error.contains("the model on simulated H100") && error.contains("--context"), "{error}");
         assert!(plan.to_string().contains("for a sequence of 128 positions"), "{plan}");

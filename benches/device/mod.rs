@@ -174,7 +174,7 @@ impl Bench {
 
     /// Free memory is not asked for: rows that need more than this of the device's are left out.
     pub fn most_bytes(&self) -> usize {
-        (self.queue.driver.properties().memory_bytes / 4) as usize
+        (self.queue.driver.properties().memory_bytes / 2) as usize
     }
 
     /// Whether the filter leaves the row.
@@ -222,6 +222,7 @@ impl Bench {
             0 => format!("{} MiB", bytes >> 20),
             gib => format!("{gib} GiB"),
         };
+        let uploaded = self.upload(bytes / 8, shape(bytes / 8))?;
         let (from, to) = (self.random(bytes)?, self.random(bytes)?);
         let row = Row {
             bytes: Some(2 * bytes as u64),
@@ -239,7 +240,7 @@ impl Bench {
         let launch = sweep.clone();
         let read = self.measure(row, vec![Box::new(move |_, stream| launch.launch(stream))]);
         sweep.check(&self.queue.stream)?;
-        for mut row in [copied, read] {
+        for mut row in [copied, read, uploaded] {
             if let Some(error) = row.error {
                 return Err(Error::device(&self.run.device.name, format!("ceiling {}: {error}", row.name)));
             }
@@ -248,6 +249,19 @@ impl Bench {
             Run::put(&mut self.run.ceilings, [row]);
         }
         Ok(())
+    }
+
+    /// How fast memory of the host comes to the device, as weights do.
+    fn upload(&self, bytes: usize, shape: String) -> Result<Row> {
+        let row =
+            Row { bytes: Some(bytes as u64), ceiling: Some("upload".into()), ..Row::new("upload", shape) };
+        let data: Vec<u8> = self.noise.iter().copied().cycle().take(bytes).collect();
+        let to = RefCell::new(Buffer::new(&self.queue.driver, bytes)?);
+        Ok(self.sample(row, Clock::Events(self.queue.clone()), 1.0, |times| {
+            let mut to = to.borrow_mut();
+            self.queue
+                .time(|| (0..times).try_for_each(|_| self.queue.stream.upload(&mut to.view_mut(), &data)))
+        }))
     }
 
     /// Measures the rows that are asked for, one after the other.

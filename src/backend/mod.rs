@@ -155,6 +155,11 @@ pub trait Backend: Send + Sync {
     fn name(&self) -> String;
     /// Positions per page of [`Backend::Kv`].
     fn page_size(&self) -> usize;
+    /// Most rows of one pass of prompts whose activations take `row_bytes` each in f32: enough that each weight meets many rows, and no more
+    /// than caches hold, which is what counts on a CPU.
+    fn prompt_rows(&self, row_bytes: usize) -> usize {
+        ((24 << 20) / row_bytes.max(1)).clamp(16, 512)
+    }
     /// Bytes that [`Backend::kv`] takes per page.
     fn page_bytes(&self, heads: Heads, layers: usize) -> usize;
 

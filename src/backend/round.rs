@@ -72,6 +72,13 @@ pub struct RoundPlan {
     pub keys: usize,
 }
 
+impl RoundPlan {
+    /// Whether the draft may end by its confidence.
+    pub fn ends_early(&self) -> bool {
+        self.draft > 0 && self.threshold > 0.0
+    }
+}
+
 /// Rounds that may be on their way at a time.
 pub const IN_FLIGHT: usize = 2;
 
@@ -82,9 +89,9 @@ pub struct RoundShape {
     pub draft: usize,
     /// Layers that draft.
     pub exit_layer: usize,
-    /// Most keys, as in the plan.
+    /// Most keys of all plans, which attention is launched for.
     pub keys: usize,
-    /// Whether the draft may end by its confidence: its passes then fetch no more weights ahead than they must.
+    /// Whether any draft may end by its confidence: its passes then fetch no more weights ahead than they must.
     pub ends_early: bool,
 }
 

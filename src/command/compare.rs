@@ -215,8 +215,9 @@ fn compare<B: Backend>(llama: &Llama<B>, loaded: &Loaded, plan: &Plan) -> Result
     let footprint = Footprint::of_checkpoint(&loaded.checkpoint)?;
     let stats = speculative.stats();
     let draft = stats.drafted as f64 / stats.rounds.max(1) as f64;
-    let (h, acceptance) = (footprint.head_in_layers(), stats.acceptance().unwrap_or(0.0));
-    let predicted = speedup(config.layers, h, stats.exit_layer, draft, acceptance);
+    // a·d + 1 are the tokens of a round, but where a draft that ended the drafting is kept: its round ends with it.
+    let kept = if draft > 0.0 { (stats.tokens_per_round() - 1.0) / draft } else { 0.0 };
+    let predicted = speedup(config.layers, footprint.head_in_layers(), stats.exit_layer, draft, kept);
     Ok(Some(Comparison {
         plain,
         speculative,

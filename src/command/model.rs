@@ -303,7 +303,8 @@ impl Loaded {
             }
             #[cfg(feature = "cuda")]
             Device::Driver { driver, .. } => {
-                let plan = MemoryPlan::new(&**driver, &self.checkpoint, self.context(needed)?)?;
+                let library = self.library.is_some();
+                let plan = MemoryPlan::new(&**driver, &self.checkpoint, self.context(needed)?, library)?;
                 plan.check()?;
                 // The simulator's memory is the host's.
                 if driver.simulated().is_none() {

@@ -100,9 +100,11 @@ impl<B: Backend> Generator<'_, B> {
         round.plan(self.llama.backend(), &self.plans, &mut self.kv, &self.cache)?;
         let mut shape = std::mem::take(&mut self.shape);
         shape.clear();
+        let keys = self.plans.iter().map(|plan| plan.keys).max().unwrap_or(0);
+        let ends_early = self.plans.iter().any(RoundPlan::ends_early);
         shape.extend(self.plans.iter().map(|plan| {
-            let &RoundPlan { draft, exit_layer, keys, threshold, .. } = plan;
-            RoundShape { draft, exit_layer, keys, ends_early: threshold > 0.0 }
+            let &RoundPlan { draft, exit_layer, .. } = plan;
+            RoundShape { draft, exit_layer, keys, ends_early }
         }));
         let launched = self.launch_shape(round, &shape);
         self.shape = shape;

@@ -16,6 +16,7 @@ use crate::{
     cache::{Cache, PageCopy},
     error::{Error, Result},
     model::{Llama, Work},
+    range,
 };
 
 /// Sizes of a [`Generator`], all allocated when it is made.
@@ -29,10 +30,6 @@ pub struct Limits {
     pub max_draft: usize,
 }
 
-/// Most rows of one prefill pass: enough that each weight, once in the cache, meets many rows.
-const PREFILL_ROWS: usize = 512;
-/// Room for the activations of one prefill pass; wide models take fewer rows.
-const PREFILL_BYTES: usize = 24 << 20;
 /// Room for logits of one pass of the head; a long verification takes several.
 const LOGIT_BYTES: usize = 8 << 20;
 
@@ -68,6 +65,8 @@ pub struct Generator<'m, B: Backend> {
     pub(super) timed: Vec<(usize, u64)>,
     /// Sequences so far.
     epochs: u64,
+    /// From the first round to that in which the last sequence ends.
+    pub(super) decoding: Option<range::Span>,
 }
 
 impl<'m, B: Backend> Generator<'m, B> {
@@ -89,9 +88,9 @@ impl<'m, B: Backend> Generator<'m, B> {
         let row_bytes = 4 * (3 * config.hidden + 3 * config.heads * config.head_dim + config.intermediate);
         let window = Self::window(llama);
         // Behind a short window a pass must not hold many more positions than are seen.
-        let most = window.map_or(PREFILL_ROWS, |window| PREFILL_ROWS.min(window.max(PREFILL_ROWS / 2)));
+        let most = window.map_or(usize::MAX, |window| window.max(256));
         let prompts = limits.sequences.saturating_mul(limits.context);
-        let prefill_rows = (PREFILL_BYTES / row_bytes).clamp(16, most).min(prompts);
+        let prefill_rows = llama.backend().prompt_rows(row_bytes).min(most).min(prompts);
         let rows_per_round = limits.max_draft.min(MAX_DRAFT) + 1;
         let held = match window {
             // What is seen, what one pass adds, or two rounds, and a page at either end that is held in part.
@@ -126,6 +125,7 @@ impl<'m, B: Backend> Generator<'m, B> {
             flights: Flights::new(limits.sequences),
             timed: Vec::with_capacity(2 * limits.sequences),
             epochs: 0,
+            decoding: None,
             llama,
             limits,
         })

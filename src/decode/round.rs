@@ -25,6 +25,7 @@ use super::{
 use crate::{
     backend::{Backend, Row},
     error::{Error, Result},
+    range,
 };
 
 /// What the caller of [`Generator::round`] sees of it.
@@ -66,6 +67,18 @@ impl<B: Backend> Generator<'_, B> {
     /// [`Error::NotFinite`] if a logit is NaN or infinite; [`Error::Capacity`] if the cache has no page left. A round that fails
     /// leaves its sequences between two tokens: what they have generated can be read, but they cannot go on.
     pub fn round(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.decoding.is_none() && self.is_active() {
+            self.decoding = Some(range::span("decode"));
+        }
+        let done = self.next_round(observer);
+        // What a round gave is read by then, and so its launches have ended.
+        if !self.is_active() {
+            self.decoding = None;
+        }
+        done
+    }
+
+    fn next_round(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             for sequence in self.slots.iter_mut().flatten() {
                 sequence.stop.get_or_insert(Stop::Interrupted);

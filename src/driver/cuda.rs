@@ -17,10 +17,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString, c_void},
     ptr::{self, NonNull},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    thread,
 };
 
 use cudarc::driver::{
@@ -52,9 +50,13 @@ const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
 /// PTX from which kernels have their waits, as CU_FUNC_ATTRIBUTE_PTX_VERSION counts.
 const PROGRAMMATIC_PTX: i32 = 90;
 
-/// Pinned memory for uploads: pieces enough that DMA of some goes on while others are filled.
-const PIECES: usize = 16;
+/// Pinned memory for uploads: pieces enough that DMA of some goes on while others are filled. One core fills them at some 10 GB/s, a fifth of
+/// what PCIe 5 takes, so that large uploads have several, each with a ring of pieces.
+const RINGS: usize = 6;
+const PIECES: usize = 8;
 const PIECE_BYTES: usize = 256 << 10;
+/// From so many bytes on an upload is worth the making of threads.
+const MANY_BYTES: usize = 16 << 20;
 
 type Answer<T> = std::result::Result<T, DriverError>;
 
@@ -66,10 +68,12 @@ pub struct Cuda {
     /// The device's primary context: the one that the runtime API and other libraries use.
     context: CUcontext,
     properties: Properties,
-    /// Whether kernels may begin early: they wait for those before them, which kernels that come from PTX for older GPUs do not. So this
-    /// ends with the first function of that kind.
-    programmatic: AtomicBool,
-    staging: Mutex<Staging>,
+    /// Whether it lets kernels begin early.
+    programmatic: bool,
+    /// Functions that may not, sorted: those of PTX for older GPUs do not wait for the kernels before them. Others may begin while one of
+    /// them runs: it gives no leave, and so has ended by then.
+    waitless: RwLock<Vec<u64>>,
+    staging: Mutex<Vec<Ring>>,
     /// Of the context, so shared by all that open the same GPU.
     captures: &'static Mutex<Captures>,
     /// Held while an executable graph is used: "graph objects are not internally synchronized" ("Graph object thread
@@ -79,13 +83,15 @@ pub struct Cuda {
 }
 
 /// Pinned memory that uploads pass through, piece by piece in turn.
-struct Staging {
-    /// Null until it is there.
+struct Ring {
     memory: *mut u8,
     /// Of each piece, the end of the last copy out of it.
     copied: Vec<CUevent>,
     next: usize,
 }
+
+// SAFETY: pinned memory and events belong to no thread.
+unsafe impl Send for Ring {}
 
 /// Captures that have begun in a context.
 #[derive(Default)]
@@ -168,15 +174,25 @@ impl Cuda {
             name,
             device,
             context,
-            programmatic: (properties.capability >= PROGRAMMATIC_CAPABILITY).into(),
+            programmatic: properties.capability >= PROGRAMMATIC_CAPABILITY,
+            waitless: RwLock::default(),
             properties,
-            staging: Mutex::new(Staging { memory: ptr::null_mut(), copied: vec![], next: 0 }),
+            staging: Mutex::default(),
             captures: lock(&CAPTURES).entry(device).or_insert_with(|| Box::leak(Box::default())),
             graphs: Mutex::default(),
             modules: Mutex::default(),
         };
-        cuda.call("allocating pinned memory", || lock(&cuda.staging).allocate())?;
+        cuda.call("allocating pinned memory", || {
+            let mut rings = lock(&cuda.staging);
+            (0..RINGS).try_for_each(|_| Ring::add_to(&mut rings))
+        })?;
         Ok(cuda)
+    }
+
+    /// Whether a function waits for the kernels before it.
+    fn waits(&self, function: Handle) -> bool {
+        let waitless = self.waitless.read().unwrap_or_else(PoisonError::into_inner);
+        waitless.binary_search(&function.0).is_err()
     }
 
     /// Calls the driver in the context, and says what was attempted if it fails.
@@ -285,7 +301,7 @@ impl Drop for Cuda {
             true => result::ctx::synchronize(),
             false => Err(DriverError(Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)),
         });
-        lock(&self.staging).free();
+        lock(&self.staging).drain(..).for_each(Ring::free);
         // Kernels may still run where that could not be waited for; the context keeps their modules then.
         for module in lock(&self.modules).drain(..).filter(|_| idle.is_ok()) {
             // SAFETY: loaded once by `load`, and the GPU is idle.
@@ -337,7 +353,10 @@ impl Driver for Cuda {
                 let virtual_arch = FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
                 let waits =
                     result::function::get_function_attribute(function, virtual_arch)? >= PROGRAMMATIC_PTX;
-                self.programmatic.fetch_and(waits, Ordering::Relaxed);
+                let mut waitless = self.waitless.write().unwrap_or_else(PoisonError::into_inner);
+                if let (false, Err(at)) = (waits, waitless.binary_search(&(function as u64))) {
+                    waitless.insert(at, function as u64);
+                }
                 Ok(Handle(function as u64))
             }
         })
@@ -385,13 +404,28 @@ impl Driver for Cuda {
 
     fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
         self.refuse_in_capture(stream, "an upload")?;
-        let mut staging = lock(&self.staging);
-        self.call("an upload", || {
-            for (i, piece) in data.chunks(PIECE_BYTES).enumerate() {
-                // SAFETY: `Driver` demands that stream and range are there.
-                unsafe { staging.copy(piece, to + (i * PIECE_BYTES) as u64, stream.0 as CUstream) }?;
-            }
-            Ok(())
+        let mut rings = lock(&self.staging);
+        let used = if data.len() < MANY_BYTES { 1 } else { rings.len() };
+        let copy = |first: usize, ring: &mut Ring| {
+            self.call("an upload", || {
+                for (i, piece) in data.chunks(PIECE_BYTES).enumerate().skip(first).step_by(used) {
+                    // SAFETY: `Driver` demands that stream and range are there.
+                    unsafe { ring.copy(piece, to + (i * PIECE_BYTES) as u64, stream.0 as CUstream) }?;
+                }
+                Ok(())
+            })
+        };
+        if let [ring] = &mut rings[..used] {
+            return copy(0, ring);
+        }
+        thread::scope(|scope| {
+            let copy = &copy;
+            let rings = rings.iter_mut().enumerate();
+            let copies: Vec<_> = rings.map(|(first, ring)| scope.spawn(move || copy(first, ring))).collect();
+            let done = |copy: thread::ScopedJoinHandle<Result<()>>| {
+                copy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            copies.into_iter().try_for_each(done)
         })
     }
 
@@ -465,8 +499,8 @@ impl Driver for Cuda {
             let value = CUlaunchAttributeValue { clusterDim: cluster_dim };
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
         }
-        // A permission: without it, the launch waits for those before it.
-        if launch.programmatic && self.programmatic.load(Ordering::Relaxed) {
+        // A permission: without it, the launch begins when those before it have ended.
+        if launch.programmatic && self.programmatic && self.waits(function) {
             let id = LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
             attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
@@ -631,15 +665,17 @@ impl Driver for Cuda {
     }
 }
 
-impl Staging {
-    /// Makes all of it, in the current context.
-    fn allocate(&mut self) -> Answer<()> {
+impl Ring {
+    /// Allocates one, in the current context.
+    fn add_to(rings: &mut Vec<Ring>) -> Answer<()> {
         // Without CU_MEMHOSTALLOC_WRITECOMBINED, which has been seen to halve the speed of uploads where CPU and GPU
         // are coherent.
         // SAFETY: freed once, in `free`.
-        self.memory = unsafe { result::malloc_host(PIECES * PIECE_BYTES, 0) }?.cast();
-        while self.copied.len() < PIECES {
-            self.copied.push(result::event::create(EventFlags::CU_EVENT_DISABLE_TIMING)?);
+        let memory = unsafe { result::malloc_host(PIECES * PIECE_BYTES, 0) }?.cast();
+        rings.push(Ring { memory, copied: Vec::with_capacity(PIECES), next: 0 });
+        let Some(ring) = rings.last_mut() else { return Ok(()) };
+        while ring.copied.len() < PIECES {
+            ring.copied.push(result::event::create(EventFlags::CU_EVENT_DISABLE_TIMING)?);
         }
         Ok(())
     }
@@ -661,15 +697,15 @@ impl Staging {
         }
     }
 
-    /// Gives all of it back once its copies are done, in the current context.
-    fn free(&mut self) {
+    /// Gives it back once its copies are done, in the current context.
+    fn free(self) {
         let mut idle = true;
-        for event in self.copied.drain(..) {
-            // SAFETY: made in `allocate`.
+        for event in self.copied {
+            // SAFETY: made in `add_to`.
             idle &= unsafe { result::event::synchronize(event).and(result::event::destroy(event)) }.is_ok();
         }
-        if idle && !self.memory.is_null() {
-            // SAFETY: made in `allocate`, and nothing reads it any more.
+        if idle {
+            // SAFETY: made in `add_to`, and nothing reads it any more.
             let _ = unsafe { result::free_host(self.memory.cast()) };
         }
     }

@@ -211,6 +211,33 @@ fn check(args: &AttentionDecodeArgs) -> Result<()> {
     Ok(())
 }
 
+/// What [`AttentionDecode::most_scratch`] says, of a device on which no kernel is loaded yet.
+pub(crate) fn most_scratch(
+    parts: AttentionParts,
+    multiprocessors: usize,
+    sequences: usize,
+    max_rows: usize,
+    heads: usize,
+    layout: &PageLayout,
+    max_keys: usize,
+) -> usize {
+    let bytes = |sequences: usize, part_keys: usize| {
+        let rows = sequences.saturating_mul(max_rows).saturating_mul(heads);
+        let part = layout.head_dim.saturating_mul(4).saturating_add(8);
+        match max_keys.div_ceil(part_keys) {
+            1 => 0,
+            parts => rows.saturating_mul(parts).saturating_mul(part),
+        }
+    };
+    // Where there is no choice, and as long as segments may be too few for all multiprocessors, a part is a split.
+    let few = multiprocessors.saturating_sub(1) / layout.kv_heads.max(1);
+    match parts {
+        AttentionParts::Segments => bytes(sequences, SEGMENT),
+        AttentionParts::Splits => bytes(sequences, SPLIT),
+        AttentionParts::Auto => bytes(sequences, SEGMENT).max(bytes(sequences.min(few), SPLIT)),
+    }
+}
+
 impl AttentionDecode {
     /// Loads the kernel.
     ///
@@ -249,21 +276,7 @@ impl AttentionDecode {
         layout: &PageLayout,
         max_keys: usize,
     ) -> usize {
-        let bytes = |sequences: usize, part_keys: usize| {
-            let rows = sequences.saturating_mul(max_rows).saturating_mul(heads);
-            let part = layout.head_dim.saturating_mul(4).saturating_add(8);
-            match max_keys.div_ceil(part_keys) {
-                1 => 0,
-                parts => rows.saturating_mul(parts).saturating_mul(part),
-            }
-        };
-        // Where there is no choice, and as long as segments may be too few for all multiprocessors, a part is a split.
-        let few = self.multiprocessors.saturating_sub(1) / layout.kv_heads.max(1);
-        match self.parts {
-            AttentionParts::Segments => bytes(sequences, SEGMENT),
-            AttentionParts::Splits => bytes(sequences, SPLIT),
-            AttentionParts::Auto => bytes(sequences, SEGMENT).max(bytes(sequences.min(few), SPLIT)),
-        }
+        most_scratch(self.parts, self.multiprocessors, sequences, max_rows, heads, layout, max_keys)
     }
 
     /// Enqueues the kernel, and the combine step where keys may be in several parts. `scratch` has

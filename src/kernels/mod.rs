@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 pub use accept::{Accept, AcceptArgs, AcceptLogits, BeginArgs};
 pub use adamw::{Adamw, AdamwArgs};
+pub(crate) use attention_decode::most_scratch;
 pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts};
 pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};

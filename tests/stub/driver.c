@@ -126,12 +126,14 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 int cuModuleUnload(void* module) { return module == (void*)2 ? 0 : HANDLE; }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
+    // As of PTX that is older.
+    if (!strcmp(name, "old")) return *function = (void*)4, module != (void*)2 ? HANDLE : 0;
     return *function = (void*)3, module != (void*)2 ? HANDLE : strcmp(name, "sizes") ? NOT_FOUND : 0;
 }
 int cuFuncGetName(const char** name, void* function) { return *name = "sizes", 0; }
-int cuFuncLoad(void* function) { return function == (void*)3 ? 0 : HANDLE; }
+int cuFuncLoad(void* function) { return function == (void*)3 || function == (void*)4 ? 0 : HANDLE; }
 int cuFuncGetAttribute(int* value, int which, void* function) {
-    if (which == 5) return *value = stub_is("old-ptx") ? 80 : 90, 0;
+    if (which == 5) return *value = function == (void*)4 ? 80 : 90, 0;
     return *value = 48, which == 1 ? 0 : INVALID;
 }
 int cuFuncSetAttribute(void* function, int which, int value) {
@@ -142,7 +144,7 @@ int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, void* function, int t
 }
 int cuLaunchKernelEx(const config* c, void* function, void** parameters, void** extra) {
     ENTER
-    if (function != (void*)3 || extra || !c->grid[0]) LEAVE(INVALID);
+    if ((function != (void*)3 && function != (void*)4) || extra || !c->grid[0]) LEAVE(INVALID);
     work w = {.kind = LAUNCH};
     memcpy(&w.to, parameters[0], sizeof w.to);
     unsigned cluster[3] = {1, 1, 1}, programmatic = 0;

@@ -15,6 +15,7 @@ use crate::{
 
 /// Rows in which prompts come to the library: of pieces that are no multiple, each would be a shape of its own.
 const ROWS: usize = 128;
+const _: () = assert!(super::PROMPT_ROWS.is_multiple_of(ROWS), "whole passes come to the library");
 /// Most shapes that are measured, and most ways that are tried for one.
 const SHAPES: usize = 64;
 const WAYS: usize = 8;

@@ -2,17 +2,20 @@
 
 use std::fmt;
 
+use super::{PAGE, PROMPT_ROWS};
 use crate::{
     backend::Heads,
     checkpoint::{Checkpoint, Dtype, footprint::Footprint},
+    decode::MAX_DRAFT,
     driver::Driver,
     error::{Error, Result},
-    kernels::Linear,
+    kernels::{AttentionParts, Linear, PageLayout, most_scratch},
 };
 
-/// Rows that activations are counted for, as many as one pass of a prompt has at most, and rows of logits beside them.
-const ROWS: u64 = 512;
+/// Rows of logits that are counted: of a round, of its drafts, and some more.
 const LOGIT_ROWS: u64 = 64;
+/// For machine code, graphs, and buffers of a few bytes a row.
+const RESERVE: u64 = 64 << 20;
 
 /// Device memory that a model takes for one sequence, in bytes: weights and KV cache within a few percent, the rest at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub struct MemoryPlan {
     pub cache: u64,
     /// Positions of that context.
     pub context: usize,
-    /// Activations, logits and scratch.
+    /// Activations, logits, scratch, and a reserve for machine code and graphs.
     pub workspace: u64,
     /// What is free now.
     pub free: u64,
@@ -34,11 +37,17 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a checkpoint on a device, with one sequence of `context` positions.
+    /// For a checkpoint on a device, with one sequence of `context` positions. `library`: with room for what [`Gpu::use_library`](super::Gpu::use_library)
+    /// takes.
     ///
     /// # Errors
     /// [`Error::Device`]; those of [`Checkpoint::tensor`].
-    pub fn new(driver: &dyn Driver, checkpoint: &Checkpoint, context: usize) -> Result<MemoryPlan> {
+    pub fn new(
+        driver: &dyn Driver,
+        checkpoint: &Checkpoint,
+        context: usize,
+        library: bool,
+    ) -> Result<MemoryPlan> {
         let config = &checkpoint.config;
         let head_dim = config.head_dim;
         let heads = Heads {
@@ -49,21 +58,39 @@ impl MemoryPlan {
         };
         let of_heads = |bytes: u64| bytes / head_dim as u64 * heads.padded as u64;
         let size = Dtype::Bf16.size() as u64;
-        let mut weights = 0;
+        let (mut weights, mut fp8) = (0, false);
         for (name, shape) in config.tensors() {
             let (dtype, bytes) = checkpoint.loaded(&name, &checkpoint.tensor(&name, &shape)?);
+            fp8 |= dtype == Dtype::E4m3;
             let elements: u64 = shape.iter().map(|n| *n as u64).product();
             let bytes = if dtype == Dtype::E4m3 { bytes as u64 } else { elements * size };
             let is_of_heads = name.contains("self_attn.");
             weights += (if is_of_heads { of_heads(bytes) } else { bytes }).next_multiple_of(256);
         }
         let footprint = Footprint::of_checkpoint(checkpoint)?;
-        let cache = of_heads(footprint.kv_bytes(context.next_multiple_of(super::PAGE), size as usize));
+        let cache = of_heads(footprint.kv_bytes(context.next_multiple_of(PAGE), size as usize));
         let (hidden, intermediate) = (config.hidden as u64, config.intermediate as u64);
         let row = size * (3 * hidden + (heads.qkv() + heads.heads * heads.padded) as u64 + intermediate);
+        let rows = PROMPT_ROWS.min(context) as u64;
+        // Products in e4m3 read rows of their own.
+        let codes = if fp8 { rows * (hidden.max(intermediate) + 4) } else { 0 };
         let logits = 4 * LOGIT_ROWS * config.vocab as u64;
-        let workspace = ROWS.min(context as u64) * row + logits + Linear::MOST_SCRATCH as u64;
         let properties = driver.properties();
+        let layout = PageLayout::heads_first(1, PAGE, heads.kv_heads, heads.padded);
+        let attention = most_scratch(
+            AttentionParts::Auto,
+            properties.multiprocessors as usize,
+            1,
+            MAX_DRAFT + 1,
+            heads.heads,
+            &layout,
+            context.next_multiple_of(PAGE),
+        ) as u64;
+        // The products' workspace, gate and up, and a product to measure.
+        let widest = (heads.qkv() as u64).max(hidden).max(intermediate);
+        let library = if library { (32 << 20) + rows * size * (2 * intermediate + widest) } else { 0 };
+        let workspace =
+            rows * row + codes + logits + Linear::MOST_SCRATCH as u64 + attention + library + RESERVE;
         Ok(MemoryPlan {
             device: properties.name.clone(),
             weights,

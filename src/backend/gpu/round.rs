@@ -274,7 +274,7 @@ impl Round<Gpu> for DeviceRound {
         for (i, plan) in plans.iter().enumerate() {
             self.group_rows = self.group_rows.max(plan.draft + 1);
             self.max_keys = self.max_keys.max(plan.keys);
-            self.ends_early |= plan.draft > 0 && plan.threshold > 0.0;
+            self.ends_early |= plan.ends_early();
             self.order.push((plan.cached, plan.verify_row));
             self.host_plans[plan.cached] = WlPlan {
                 verify_row: plan.verify_row as i32,
