@@ -197,6 +197,7 @@ fn masks(_: &mut Criterion) {
         "overlap:64",
         "bidirectional",
         "block:64",
+        "block:64+globals:4",
         "blockwise:64",
         "blockwise:64+globals:4",
     ];

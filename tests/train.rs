@@ -13,7 +13,7 @@ use std::{
 use safetensors::{Dtype, SafeTensors};
 use warploom::{
     Error,
-    checkpoint::{Checkpoint, Tensor},
+    checkpoint::{Checkpoint, Dtype as Stored, Tensor},
     mask::Mask,
     train::{Curriculum, Documents, Mitigation, Objective, Settings, read_text, resume, train},
 };
@@ -178,6 +178,65 @@ fn a_folder_with_other_things_is_left_alone_and_a_previous_output_replaced() {
 
     let error = run(&other.join("model.safetensors"), &settings()).unwrap_err().to_string();
     assert!(error.contains("no folder"), "{error}");
+}
+
+/// Of runs that begin together in one new folder one goes on, and the others find out before they write.
+#[test]
+fn one_run_has_a_folder() {
+    for _ in 0..8 {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("m");
+        let begun = std::sync::Barrier::new(3);
+        let done: Vec<Result<(), Error>> = std::thread::scope(|scope| {
+            let run = |seed| {
+                let (begun, folder) = (&begun, &folder);
+                scope.spawn(move || {
+                    begun.wait();
+                    run(folder, &Settings { seed, steps: 40, ..settings() })
+                })
+            };
+            let runs: Vec<_> = (0..3).map(run).collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect()
+        });
+        // One that came when the first had ended has replaced it whole.
+        assert!(done.iter().any(Result::is_ok));
+        for error in done.into_iter().filter_map(Result::err) {
+            let error = error.to_string();
+            assert!(error.contains("by another process") || error.contains("an unfinished run"), "{error}");
+        }
+        let log = fs::read_to_string(folder.join("log.csv")).unwrap();
+        assert!(log.lines().last().unwrap().starts_with("40,"), "{log}");
+        assert!(!folder.join("training.state").exists() && folder.join("model.safetensors").is_file());
+    }
+}
+
+/// A run may go on in another type; config.json then says so.
+#[test]
+fn another_type_is_written_down() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("m");
+    let until = |step: usize| {
+        move |progress: &warploom::train::Progress<'_>| match progress.step == step {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    train(&text(), &folder, &settings(), &mut until(2)).unwrap();
+    let types = [(Stored::F32, "float32"), (Stored::F16, "float16")];
+    for (step, (dtype, name)) in types.into_iter().enumerate() {
+        let settings = Settings { dtype: Some(dtype), ..settings() };
+        resume(&text(), &folder, &settings, &mut until(3 + step)).unwrap();
+        let config = fs::read_to_string(folder.join("config.json")).unwrap();
+        assert!(config.contains(&format!("\"torch_dtype\": \"{name}\"")), "{config}");
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let norm = checkpoint.tensor("model.norm.weight", &[16]).unwrap();
+        assert_eq!((norm.dtype(), checkpoint.config.dtype), (dtype, Some(dtype)));
+    }
+    // What f16 cannot hold is not saved in it.
+    let wild =
+        Settings { learning_rate: 30000.0, clip: f32::INFINITY, dtype: Some(Stored::F16), ..settings() };
+    let error = run(&root.path().join("wild"), &wild).unwrap_err().to_string();
+    assert!(error.contains("f16 has no number as large as"), "{error}");
 }
 
 #[test]
@@ -463,11 +522,11 @@ fn a_state_is_resumed_only_with_what_it_was_begun_with() {
     bad("log.csv", "log.csv", &|bytes| bytes[..bytes.len() - 1].to_vec());
     bad("log.csv", "log.csv", &|bytes| String::from_utf8_lossy(bytes).replacen("0.", "1.", 1).into_bytes());
     bad("monitor.csv", "monitor.csv", &|_| b"step,layer\n".to_vec());
-    bad("config.json", "config.json", &|bytes| [bytes, b" "].concat());
+    bad("config.json", "config.json", &|bytes| [b"{ \"note\": 1, ", &bytes[1..]].concat());
     bad("config.json", "tokenizer.json", &|bytes| [bytes, b" "].concat());
 
     // Another process at work in it.
-    let log = fs::File::open(folder.join("log.csv")).unwrap();
+    let log = fs::File::open(&folder).unwrap();
     log.lock().unwrap();
     refused("another process", &text(), &settings);
     drop(log);

@@ -408,6 +408,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let (folder, step) = (args.out.display(), last.step);
     let rest = if step < settings.steps { "; the same command with --resume goes on" } else { "" };
     output::note(&format!("{folder}: held-out loss {loss:.3} after {step} steps{rest}"));
+    let mask = settings.attention;
+    if mask.is_causal() && (mask.prefix > 0 || matches!(mask.pattern, Pattern::Overlap { .. })) {
+        output::note(&format!("config.json has no field for {mask}: run the model with --attention {mask}"));
+    }
     Ok(())
 }
 

@@ -42,7 +42,7 @@ use crate::{Error, Result};
 use data::Corpus;
 use objective::Masking;
 use output::{LogKind, LogLine, Output};
-use source::Source;
+use source::{CONFIG, Source};
 use state::{Origin, Position, Sums};
 use trainer::{Stream, rng};
 
@@ -162,6 +162,9 @@ pub fn resume(
     let mut trainer = Trainer::with_config(source.config, settings.clone(), Some(none))?;
     let Position { data: position, sums, logs } = state::read(folder, &mut trainer, &origin)?;
     let output = Output::open(folder, settings, &logs)?;
+    for (_, bytes) in source.files.iter().filter(|(name, _)| name == CONFIG) {
+        output.write_config(bytes)?;
+    }
     let mut data = rng(settings.seed, Stream::Data);
     data.set_word_pos(position.into());
     let run = Run {

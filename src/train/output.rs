@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     monitor::{self, Watch},
     plot,
     settings::Settings,
+    source::CONFIG,
     state::{self, Origin, Position, STATE},
     tensors::{self, Entry, Values},
     trainer::Trainer,
@@ -118,6 +120,18 @@ impl Log {
 pub struct Output {
     folder: PathBuf,
     logs: Vec<Log>,
+    /// Held as long as the run goes on.
+    _lock: Option<File>,
+}
+
+/// Locks a folder against other runs, before anything in it is looked at for good: by a handle of its own, since files are renamed.
+/// None where folders cannot be opened or locked; then nothing keeps two runs apart.
+fn lock(folder: &Path) -> Result<Option<File>> {
+    let Ok(handle) = File::open(folder) else { return Ok(None) };
+    match handle.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::file(folder, "is being trained into by another process")),
+        other => Ok(other.is_ok().then_some(handle)),
+    }
 }
 
 impl Output {
@@ -154,8 +168,9 @@ impl Output {
     /// # Errors
     /// [`Error::Io`], and those of [`Output::check`].
     pub fn create(folder: &Path, settings: &Settings, files: &[(String, Vec<u8>)]) -> Result<Self> {
-        Self::check(folder)?;
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let lock = lock(folder)?;
+        Self::check(folder)?;
         // Old weights beside a new configuration would be a broken checkpoint. The log is written first: it
         // is what tells this folder from others, whenever the run is broken off.
         let mut ends = Vec::new();
@@ -172,7 +187,7 @@ impl Output {
         for (name, bytes) in files {
             write(folder, name, bytes)?;
         }
-        Self::open(folder, settings, &ends)
+        Self::locked(folder, settings, &ends, lock)
     }
 
     /// The folder of a run that goes on: its logs are cut back to where they were when it was saved.
@@ -180,20 +195,29 @@ impl Output {
     /// # Errors
     /// [`Error::File`] for logs that are not those of the run; none has been cut then.
     pub fn open(folder: &Path, settings: &Settings, ends: &[LogEnd]) -> Result<Self> {
+        Self::locked(folder, settings, ends, lock(folder)?)
+    }
+
+    fn locked(folder: &Path, settings: &Settings, ends: &[LogEnd], lock: Option<File>) -> Result<Self> {
         let mut logs = Vec::new();
         for (name, kind, _) in kinds(settings) {
             let end = ends.iter().find(|end| end.name == name);
             let end = end.ok_or_else(|| Error::file(folder.join(STATE), format!("knows of no {name}")))?;
             logs.push(Log::open(folder, kind, end)?);
         }
-        if let Err(TryLockError::WouldBlock) = logs[0].file.try_lock() {
-            return Err(Error::file(folder, "is being trained into by another process"));
-        }
         for log in &mut logs {
             let cut = log.file.set_len(log.bytes).and_then(|()| log.file.seek(SeekFrom::Start(log.bytes)));
             cut.map_err(|error| Error::io(&log.path, error))?;
         }
-        Ok(Output { folder: folder.to_path_buf(), logs })
+        Ok(Output { folder: folder.to_path_buf(), logs, _lock: lock })
+    }
+
+    /// Writes config.json anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_config(&self, bytes: &[u8]) -> Result<()> {
+        write(&self.folder, CONFIG, bytes)
     }
 
     /// Appends lines to a log; to one that the run does not write, nothing.
@@ -231,6 +255,19 @@ impl Output {
     /// [`Error::Io`] or [`Error::File`].
     pub fn save_model(&self, trainer: &Trainer, dtype: Dtype) -> Result<()> {
         let tensors = trainer.graph.layout.tensors(&trainer.config);
+        for tensor in &tensors {
+            let factor = if tensor.name == NORM { trainer.settings.logit_scale } else { 1.0 };
+            let largest =
+                trainer.weights[tensor.range.clone()].iter().fold(0.0, |most: f32, w| most.max(w.abs()))
+                    * factor;
+            if dtype == Dtype::F16 && f16::from_f32(largest).is_infinite() {
+                let reason = format!(
+                    "f16 has no number as large as {largest} in {}; go on with --resume --dtype bf16 or f32",
+                    tensor.name
+                );
+                return Err(Error::argument("--dtype", reason));
+            }
+        }
         let entries: Vec<Entry<'_>> = tensors
             .into_iter()
             .map(|tensor| {
@@ -274,6 +311,12 @@ fn aside(folder: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> 
     let (aside, path) = (folder.join(format!(".{name}.part")), folder.join(name));
     let renamed =
         write(&aside).and_then(|()| fs::rename(&aside, &path).map_err(|error| Error::io(&path, error)));
+    // The name lasts when the folder is on the disk; not every system has folders that can be synchronised.
+    if renamed.is_ok()
+        && let Ok(folder) = File::open(folder)
+    {
+        let _ = folder.sync_all();
+    }
     renamed.inspect_err(|_| {
         // The error at hand matters more than one of the clean-up.
         let _ = fs::remove_file(&aside);

@@ -19,8 +19,9 @@ use crate::{
 /// Memory that a run may take where the system does not say what it has.
 const BOUND: f64 = (32u64 << 30) as f64;
 
-/// Memory and work of a run. Bytes are exact for the buffers that training holds; the process itself and
-/// what the threads need come on top, some ten MiB. In f64, which no shape overflows.
+/// Memory and work of a run. Bytes are exact for the buffers that training holds. On top come the text, about ten bytes for each of its own
+/// while its tokenizer is learned, and the process with its threads, some 20 to 50 MiB; and where a run is resumed, pages of the mapped
+/// state that the system takes back as it needs them. In f64, which no shape overflows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Parameters of the model; a tied head counts once.

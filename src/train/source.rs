@@ -27,7 +27,7 @@ use crate::{
 /// Largest file beside the weights that is taken over.
 const LARGEST_FILE: u64 = 64 << 20;
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -110,12 +110,15 @@ impl Source {
     /// # Errors
     /// As [`Source::open`].
     pub fn resumed(folder: &Path, settings: &Settings) -> Result<Self> {
-        let files = read_files(folder)?;
+        let mut files = read_files(folder)?;
         let bytes = read_file(&folder.join(CONFIG))?.unwrap_or_default();
         let config = parse(&folder.join(CONFIG), &bytes, None)?;
         settings.fits(&config, folder)?;
         Plan::new(settings, Some(&config)).check()?;
         let dtype = settings.dtype.or(config.dtype).unwrap_or(Dtype::Bf16);
+        for (_, bytes) in files.iter_mut().filter(|(name, _)| name == CONFIG) {
+            *bytes = retyped(bytes, dtype);
+        }
         Self::of_files(files, dtype, settings)
     }
 
@@ -244,6 +247,16 @@ fn patched(dir: &Path, bytes: &[u8], config: &Config, dtype: Dtype, mask: Mask) 
         fields.extend(mask_fields(mask, config.layers));
     }
     Ok(pretty(&json))
+}
+
+/// A config.json that says so of the type of the weights; one that is none is as it was.
+pub(super) fn retyped(bytes: &[u8], dtype: Dtype) -> Vec<u8> {
+    let Ok(mut json) = serde_json::from_slice::<Value>(bytes) else { return bytes.to_vec() };
+    if let Some(fields) = json.as_object_mut() {
+        let field = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        fields.insert(field.to_owned(), json!(torch_name(dtype)));
+    }
+    pretty(&json)
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

@@ -9,10 +9,15 @@ use super::{
     fingerprint::Fingerprint,
     output::LogEnd,
     settings::Settings,
+    source::{CONFIG, retyped},
     tensors::{self, Entry, Values},
     trainer::Trainer,
 };
-use crate::{Error, Result, checkpoint::TensorFile, optimizer::AdamW};
+use crate::{
+    Error, Result,
+    checkpoint::{Dtype, TensorFile},
+    optimizer::AdamW,
+};
 
 /// Name of the file.
 pub const STATE: &str = "training.state";
@@ -35,7 +40,7 @@ pub struct Origin {
     pub text: u64,
     /// Hash of its tokens.
     pub tokens: u64,
-    /// Hash of config.json and tokenizer.json as the run has written them.
+    /// Hash of config.json and tokenizer.json as the run has written them, whatever the type of the weights.
     pub files: u64,
 }
 
@@ -49,7 +54,10 @@ impl Origin {
         files.sort_unstable();
         for (name, bytes) in files {
             hashes[1].take(name.as_bytes());
-            hashes[1].take(bytes);
+            match name == CONFIG {
+                true => hashes[1].take(&retyped(bytes, Dtype::Bf16)),
+                false => hashes[1].take(bytes),
+            }
         }
         Origin {
             recipe: recipe.collect(),

@@ -76,14 +76,20 @@ pub fn learn(documents: &[&str], vocab: usize, objective: Objective) -> Result<T
 
 /// Longest word that is learned from as a whole, in bytes.
 const LONGEST: usize = 1024;
+/// From so many bytes on a part ends with its word: what learning takes beside the text grows with the parts that it looks at.
+const PART: usize = 64 << 10;
 
-/// A text in parts in which no word, and no run of white space, is longer than [`LONGEST`]: the time that a piece takes grows with the
-/// square of its length, and sequences of bases or of base64 are one word. Other texts are one part.
+/// A text in parts, cut between a word and the white space behind it, which changes no piece. But for words, and runs of white space, longer
+/// than [`LONGEST`]: the time that a piece takes grows with the square of its length, and sequences of bases or of base64 are one word.
 fn cut(text: &str) -> Vec<&str> {
     let (mut parts, mut begin, mut run, mut was_space) = (vec![], 0, 0, false);
     for (at, c) in text.char_indices() {
         if c.is_whitespace() != was_space {
             (was_space, run) = (!was_space, at);
+            if was_space && at - begin >= PART {
+                parts.push(&text[begin..at]);
+                begin = at;
+            }
         } else if at - run >= LONGEST {
             parts.push(&text[begin..at]);
             (begin, run) = (at, at);
@@ -96,6 +102,26 @@ fn cut(text: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A tokenizer has the same merges whatever the parts.
+    #[test]
+    fn parts_change_no_piece() {
+        let split = Split::new(SplitPattern::Regex(PIECES.into()), SplitDelimiterBehavior::Isolated, false);
+        let mut tokenizer = Tokenizer::new(BPE::default());
+        tokenizer.with_pre_tokenizer(Some(split.unwrap()));
+        let pieces = |text: &str| -> Vec<String> {
+            let mut text = tokenizers::PreTokenizedString::from(text);
+            tokenizers::PreTokenizer::pre_tokenize(tokenizer.get_pre_tokenizer().unwrap(), &mut text)
+                .unwrap();
+            let offsets = (tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
+            text.get_splits(offsets.0, offsets.1).into_iter().map(|(piece, ..)| piece.to_owned()).collect()
+        };
+        let text = "it's  a\n\n\ttest, of 12345 'things'\u{2003}and\r\n ends...   ".repeat(8000);
+        let parts = cut(&text);
+        assert!(parts.len() > 5 && parts.concat() == text);
+        let cut: Vec<String> = parts.into_iter().flat_map(pieces).collect();
+        assert!(cut == pieces(&text));
+    }
 
     #[test]
     fn only_long_runs_are_cut() {
