@@ -167,12 +167,25 @@ fn a_timeline_is_captured_summed_up_and_compared() {
     let text = stdout(tools.run("profile-nsys", &["--compare", "a.csv", "b.csv"]));
     assert!(text.contains("      3.00       6.00   2.00  wl_linear_bf16_16"), "{text}");
     assert!(text.contains("wl_odd<int, 3>: before alone"), "{text}");
+    // By the clock, in whole seconds without a point.
+    stdout(tools.run("profile-nsys", &["--out", "c", "--skip", "2", "--seconds", "1.5", "--", "prog"]));
+    assert!(tools.calls().contains("--delay=2 --duration=1.5 prog\n"), "{}", tools.calls());
     // Nothing of the GPU was captured; no report; a command that failed.
-    tools.add("nsys", "[ $1 = stats ] && echo SKIPPED; [ $1 = stats ] || echo >x.nsys-rep");
-    assert!(tools.refusal("profile-nsys", &["--out", "x", "--", "true"], 1).contains("holds no kernels"));
+    let head = "Time (%),Total Time (ns),Instances,Med (ns),Min (ns),Max (ns),Name";
+    for said in ["SKIPPED", head] {
+        tools.add("nsys", &format!("[ $1 = stats ] && echo '{said}' || echo >x.nsys-rep"));
+        let text = tools.refusal("profile-nsys", &["--out", "x", "--", "true"], 1);
+        assert!(text.contains("holds no kernels"), "{text}");
+    }
     tools.add("nsys", "exit 3");
+    // What is there from before is not taken for new, another capture's is left.
+    let old = ["y.nsys-rep", "y.1.nsys-rep", "y.csv", "y.z.1.nsys-rep"].map(|name| tools.path(name));
+    old.iter().for_each(|path| fs::write(path, "").unwrap());
     let text = tools.refusal("profile-nsys", &["--out", "y", "--range", "round", "--", "true"], 1);
     assert!(text.contains("left no y.nsys-rep (exit code 3); did no range \"round\" begin?"), "{text}");
+    assert_eq!(old.map(|path| path.exists()), [false, false, false, true]);
+    let text = tools.refusal("profile-nsys", &["--out", "none/y", "--", "true"], 1);
+    assert!(text.contains("there is no folder none"), "{text}");
 }
 
 const NCU: &str = r#"
@@ -214,12 +227,29 @@ fn launches_are_profiled_summed_up_and_compared() {
     }
     let text = stdout(tools.run("profile-ncu", &["--compare", "a.csv", "a.csv"]));
     assert!(text.contains("2.0 → 2.0") && text.contains("85.5 → 85.5"), "{text}");
-    tools.add("ncu", "exit 1");
-    assert!(
-        tools
-            .refusal("profile-ncu", &["--out", "b", "--", "true"], 1)
-            .contains("left no b.ncu-rep (exit code 1)")
+    for (name, content) in [("empty.csv", ""), ("head.csv", "kernel,launches,µs\n")] {
+        fs::write(tools.path(name), content).unwrap();
+        let text = tools.refusal("profile-ncu", &["--compare", "a.csv", name], 1);
+        assert!(text.contains(&format!("{name} holds no kernels")), "{text}");
+    }
+    // Units without a launch; and what ncu says where nothing matched, beside what an earlier run left.
+    let head = r#""ID","Kernel Name","gpu__time_duration.sum""#;
+    tools.add(
+        "ncu",
+        &format!("case $1 in --import=*) printf '{head}\n\"\",\"\",\"ns\"\n' ;; *) echo >c.ncu-rep ;; esac"),
     );
+    let text = tools.refusal("profile-ncu", &["--out", "c", "--", "true"], 1);
+    assert!(text.contains("c.ncu-rep holds no launches"), "{text}");
+    for code in [0, 1] {
+        tools.add("ncu", &format!("echo '==WARNING== No kernels were profiled.'; exit {code}"));
+        fs::write(tools.path("b.ncu-rep"), "").unwrap();
+        fs::write(tools.path("b.csv"), "").unwrap();
+        let text = tools.refusal("profile-ncu", &["--out", "b", "--", "true"], 1);
+        assert!(text.contains(&format!("left no b.ncu-rep (exit code {code})")), "{text}");
+        assert!(!tools.path("b.csv").exists());
+    }
+    let text = tools.refusal("profile-ncu", &["--out", "none/b", "--", "true"], 1);
+    assert!(text.contains("there is no folder none"), "{text}");
 }
 
 #[test]
