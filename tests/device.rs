@@ -92,8 +92,10 @@ fn every_policy_and_the_demo() {
     assert!(fast.0.stats.rounds < 16);
 }
 
-fn on_gpu() -> bool {
-    std::env::var_os("WARPLOOM_DEVICE").is_some()
+/// Whether tests take the time that a GPU has: not on the simulator, nor under a sanitizer, where they would be days.
+fn at_full_size() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some();
+    is_set("WARPLOOM_DEVICE") && !is_set("WARPLOOM_SMALL")
 }
 
 /// Each prompt of random ids in one batch: plain, and with drafts from every exit layer. Rounds' rows are those of plain decoding. Every
@@ -132,7 +134,7 @@ fn assert_exact_from_every_exit(what: &str, llama: &Llama<Gpu>, prompts: usize, 
 #[test]
 fn a_thousand_prompts_are_exact() {
     let llama = on_device(&repository().join("assets/demo"), 512);
-    let (prompts, tokens, most) = if on_gpu() { (1000, 16, 480) } else { (1, 3, 24) };
+    let (prompts, tokens, most) = if at_full_size() { (1000, 16, 480) } else { (1, 3, 24) };
     assert_exact_from_every_exit("demo", &llama, prompts, tokens, most);
 }
 
@@ -142,7 +144,7 @@ fn wide_layers_are_exact() {
     for name in ["llama3-8b", "llama3-70b"] {
         let mut json: serde_json::Value =
             serde_json::from_str(Published::named(name).unwrap().json()).unwrap();
-        let shrink = if on_gpu() { 1 } else { 16 };
+        let shrink = if at_full_size() { 1 } else { 16 };
         for key in ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"] {
             json[key] = (json[key].as_u64().unwrap() / shrink).max(1).into();
         }
@@ -153,7 +155,7 @@ fn wide_layers_are_exact() {
         let config = Config::from_json(Path::new(name), json.as_bytes(), None).unwrap();
         let checkpoint = random::checkpoint(&config, &json).unwrap();
         // A second segment of keys, and pieces of a prompt.
-        let (prompts, tokens, most) = if on_gpu() { (1000, 16, 2500) } else { (2, 4, 24) };
+        let (prompts, tokens, most) = if at_full_size() { (1000, 16, 2500) } else { (2, 4, 24) };
         let gpu = Gpu::new(device(), &checkpoint).unwrap();
         let llama = Llama::new(&checkpoint, gpu, most + 32).unwrap();
         assert_exact_from_every_exit(name, &llama, prompts, tokens, most);

@@ -256,7 +256,10 @@ fn launches_are_profiled_summed_up_and_compared() {
 fn each_sanitizer_runs_over_each_test() {
     let Some(tools) = Tools::new() else { return };
     tools.add("nvidia-smi", GPU);
-    tools.add("compute-sanitizer", "echo found; case $* in *racecheck*driver*) exit 97 ;; esac");
+    tools.add(
+        "compute-sanitizer",
+        "echo found ${WARPLOOM_SMALL-all}; case $* in *racecheck*driver*) exit 97 ;; esac",
+    );
     for test in ["kernels", "device", "driver"] {
         tools.add(test, "");
     }
@@ -270,9 +273,12 @@ fn each_sanitizer_runs_over_each_test() {
     let calls = tools.calls();
     assert!(calls.contains("--tool initcheck --error-exitcode 97"), "{calls}");
     assert!(calls.contains("/kernels --test-threads 1 linear\n"), "{calls}");
-    assert_eq!(fs::read_to_string(tools.path("logs/racecheck-driver.log")).unwrap(), "found\n");
+    assert_eq!(fs::read_to_string(tools.path("logs/racecheck-driver.log")).unwrap(), "found 1\n");
     let output = tools.run("sanitize", &["--bins", here, "--logs", "logs", "--tool", "memcheck"]);
     assert_eq!(stdout(output).lines().count(), 3);
+    fs::write(tools.path("taken"), "").unwrap();
+    let text = tools.refusal("sanitize", &["--bins", here, "--logs", "taken/logs"], 1);
+    assert!(text.ends_with("taken/logs cannot be made or written\n") && text.lines().count() == 1, "{text}");
 }
 
 #[test]
