@@ -7,18 +7,20 @@
 #![allow(dead_code, reason = "each of the two uses its part")]
 
 mod clock;
+mod host;
 mod options;
 mod random;
 
 use std::{
     cell::RefCell,
-    process::{Command, ExitCode},
+    process::ExitCode,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub use clock::{Clock, Queue};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use host::{clocks, commit, smi};
 pub use options::Options;
 #[allow(unused_imports, reason = "models alone are loaded")]
 pub use random::checkpoint;
@@ -26,7 +28,7 @@ use warploom::{
     Error, Result,
     driver::{self, Buffer, Family, Launch, Stream},
     kernels::{CUDA_VERSION, Kernels},
-    results::{Clocks, Device, Kind, Row, Run, SCHEMA, Span, Spread, folder_name},
+    results::{Device, Kind, Row, Run, SCHEMA, Span, Spread, folder_name},
 };
 
 /// Samples of a row.
@@ -481,45 +483,6 @@ impl ReadSweep {
             true => Ok(()),
             false => Err(Error::argument("read", "the sweep did not read what is there")),
         }
-    }
-}
-
-/// What nvidia-smi says of a GPU; None without it.
-fn smi(device: &str, fields: &str) -> Option<Vec<String>> {
-    let index = device.strip_prefix("cuda")?.trim_start_matches(':');
-    let index = if index.is_empty() { "0" } else { index };
-    let arguments = [&format!("--query-gpu={fields}"), "--format=csv,noheader,nounits", "-i", index];
-    let output = Command::new("nvidia-smi").args(arguments).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
-    Some(text.trim().split(',').map(|field| field.trim().to_string()).collect())
-}
-
-fn clocks(device: &str) -> Option<Clocks> {
-    let fields = "clocks.sm,clocks.mem,power.limit,temperature.gpu,clocks_throttle_reasons.active";
-    let answer = smi(device, fields)?;
-    let number = |i: usize| answer.get(i)?.parse::<f64>().ok();
-    Some(Clocks {
-        sm_mhz: number(0)?,
-        memory_mhz: number(1)?,
-        power_limit_w: number(2)?,
-        temperature_c: number(3)?,
-        throttle: answer.get(4)?.clone(),
-    })
-}
-
-/// The commit that is measured, and whether something differs from it.
-fn commit() -> (String, bool) {
-    let git = |arguments: &[&str]| {
-        let output =
-            Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let named = std::env::var("WARPLOOM_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let named = named.or_else(|| git(&["describe", "--always", "--abbrev=12", "--dirty"]));
-    let named = named.unwrap_or_else(|| "unknown".into());
-    match named.strip_suffix("-dirty") {
-        Some(commit) => (commit.into(), true),
-        None => (named, false),
     }
 }
 
