@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use warploom::{
     backend::{Cpu, Isa},
     checkpoint::Checkpoint,
-    decode::{Generator, Limits, MAX_DRAFT, Policy, Request, Sampling, Stop},
+    decode::{ExitPolicy, Generator, Limits, MAX_DRAFT, Plan, Policy, Request, Round, Sampling, Stop},
     mask::Mask,
     model::Llama,
 };
@@ -344,6 +344,53 @@ fn kept_and_shared_prefixes() {
         assert_eq!(forked.ids, run(&llama, vec![greedy(&with, 20)], 512).remove(0).0.ids, "{mask}");
         if mask == "full" {
             assert_eq!(forked.stats.prefill_tokens, with.len() - 1 - 90, "the first 90 tokens were shared");
+        }
+    }
+}
+
+/// Policies are anybody's: what one asks for beyond its own word is cut, and layers that there are not are refused.
+#[test]
+fn a_policy_that_asks_for_too_much_does_no_harm() {
+    struct Wild(usize);
+    impl ExitPolicy for Wild {
+        fn name(&self) -> &'static str {
+            "wild"
+        }
+        fn max_draft(&self) -> usize {
+            2
+        }
+        fn plan(&mut self, _: Option<&Round>) -> Plan {
+            Plan { exit_layer: self.0, draft: 9, threshold: 0.0 }
+        }
+    }
+    let llama = load(&golden_dir("gqa_bf16"), 64);
+    let layers = llama.config().layers;
+    for temperature in [0.0, 0.7] {
+        let request = |exit_layer| Request {
+            sampling: Sampling { temperature, ..Sampling::default() },
+            policy: Some(Box::new(Wild(exit_layer))),
+            ..greedy(&[1, 2], 20)
+        };
+        let limits = Limits { sequences: 1, context: 64, max_draft: 4 };
+        let mut generator = Generator::new(&llama, limits).unwrap();
+        let slot = generator.start(request(1)).unwrap();
+        while generator.is_active() {
+            generator.round(&mut |_: usize, _: u32| None).unwrap();
+        }
+        let stats = generator.finish(slot).unwrap().stats;
+        assert_eq!(stats.generated, 20);
+        assert!(stats.drafted > 0 && stats.histogram[3..].iter().all(|rounds| *rounds == 0), "{stats:?}");
+        for exit_layer in [0, layers, usize::MAX] {
+            let mut generator = Generator::new(&llama, limits).unwrap();
+            generator.start(request(exit_layer)).unwrap();
+            let error = generator.round(&mut |_: usize, _: u32| None).expect_err("no such layer").to_string();
+            assert_eq!(
+                error,
+                format!(
+                    "policy: wild asks for exit layer {exit_layer}; of {layers} layers 1 to {} can draft",
+                    layers - 1
+                )
+            );
         }
     }
 }

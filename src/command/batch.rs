@@ -72,7 +72,7 @@ impl Batch<'_> {
         let limits = Limits {
             sequences: self.prompts.len().clamp(1, MAX_SEQUENCES),
             context: context.min(self.needed()),
-            max_draft: self.drafting.max_draft(),
+            max_draft: self.drafting.max_draft(llama.config().layers)?,
         };
         let mut generator = Generator::new(llama, limits)?;
         generator.interrupt_with(interrupt::flag());

@@ -107,7 +107,8 @@ pub fn run(args: ChatArgs) -> Result<()> {
 impl Job for Talk<'_> {
     type Output = ();
     fn run<B: Backend>(self, llama: &Llama<B>) -> Result<()> {
-        let limits = Limits { sequences: 1, context: self.context, max_draft: self.drafting.max_draft() };
+        let max_draft = self.drafting.max_draft(llama.config().layers)?;
+        let limits = Limits { sequences: 1, context: self.context, max_draft };
         let mut generator = Generator::new(llama, limits)?;
         generator.interrupt_with(self.interrupt);
         let chat = Chat {

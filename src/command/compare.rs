@@ -168,7 +168,7 @@ fn compare<B: Backend>(llama: &Llama<B>, loaded: &Loaded, plan: &Plan) -> Result
     let needed = plan.needed();
     let config = llama.config();
     let context = loaded.context(needed)?.min(needed);
-    let limits = Limits { sequences: 1, context, max_draft: drafting.max_draft() };
+    let limits = Limits { sequences: 1, context, max_draft: drafting.max_draft(config.layers)? };
     let mut generator = Generator::new(llama, limits)?;
     generator.interrupt_with(interrupt::flag());
     let mut decode = |speculative: bool, observer: &mut dyn Observer| -> Result<Finished> {

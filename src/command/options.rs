@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use warploom::{
     Error, Result,
-    decode::{ExitPolicy, MAX_DRAFT, Policy, Sampling},
+    decode::{ExitPolicy, Policy, Sampling},
     error::printable,
 };
 
@@ -158,13 +158,12 @@ impl Drafting {
         self.policy.build(layers, self.exit_layer, self.draft, self.threshold)
     }
 
-    /// The longest draft it asks for: what a generator's buffers must hold.
-    pub fn max_draft(&self) -> usize {
-        match self.policy {
-            Policy::Off => 0,
-            Policy::Length => MAX_DRAFT,
-            Policy::Fixed | Policy::Confidence => self.draft,
-        }
+    /// The longest draft that it asks of a model of `layers` layers: what a generator's buffers must hold.
+    ///
+    /// # Errors
+    /// As [`Drafting::build`].
+    pub fn max_draft(&self, layers: usize) -> Result<usize> {
+        Ok(self.build(layers)?.map_or(0, |policy| policy.max_draft()))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Exit policies: how deep and how far the next round drafts. Start from [`ExitPolicy`].
 //!
 //! # Adding a policy
-//! All of it happens in this file. Write a struct that implements [`ExitPolicy`] (take [`Length`] as the
-//! pattern: a dozen lines), add a variant to [`Policy`] with its name in [`Policy::ALL`], and a line to
-//! [`Policy::build`]. The command, `compare` and the tests that walk [`Policy::ALL`] then know it.
+//! A program's own needs no more than a struct that implements [`ExitPolicy`] (take [`Length`] as the pattern: a
+//! dozen lines). For one that the command knows, too, add a variant to [`Policy`] with its name and its place in
+//! [`Policy::ALL`], and a line to [`Policy::build`]: the command, `compare` and the tests that walk [`Policy::ALL`]
+//! then have it. [The guide](crate::guide::add_an_exit_policy) goes through it.
 
 use std::{fmt, str::FromStr};
 

@@ -131,9 +131,19 @@ impl<B: Backend> Generator<'_, B> {
             if let Some(policy) = &mut sequence.policy {
                 let plan = policy.plan(finished.as_ref());
                 round.asked = plan.draft;
-                round.limit = plan.draft.min(room);
+                round.limit = plan.draft.min(policy.max_draft()).min(room);
                 round.threshold = plan.threshold;
                 if round.limit > 0 {
+                    let layers = self.llama.config().layers;
+                    if !(1..layers).contains(&plan.exit_layer) {
+                        let reason = format!(
+                            "{} asks for exit layer {}; of {layers} layers 1 to {} can draft",
+                            policy.name(),
+                            plan.exit_layer,
+                            layers.saturating_sub(1)
+                        );
+                        return Err(Error::argument("policy", reason));
+                    }
                     round.exit_layer = plan.exit_layer;
                     sequence.stats.exit_layer = plan.exit_layer;
                     sequence.stats.draft = plan.draft;
