@@ -5,6 +5,7 @@
 //! [`backend`], [`decode::Generator`] decodes requests in rounds. [`mask`] has the attention patterns, [`cache`] the
 //! pages of keys and values; with the feature `cli` there is `text` (tokenizers, chat templates), with `train` the trainer.
 //! [`optimizer`] stands for itself: AdamW that measures how stable it is. [`results`] is what benchmarks wrote.
+//! [`guide`] has whole programs: linking the kernels, running a checkpoint, adding a kernel or an exit policy.
 //!
 //! ```no_run
 //! use warploom::{Result, backend::Cpu, checkpoint::Checkpoint, decode::*, model::Llama};
@@ -35,6 +36,7 @@ pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod driver;
 pub mod error;
+pub mod guide;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod mask;

@@ -105,6 +105,7 @@ fn the_package_has_what_it_needs() {
         "LICENSE-MIT",
         "LICENSE-APACHE",
         "README.md",
+        "docs/guide/link-the-kernels.md",
     ] {
         assert!(files.contains(needed), "{needed} is not in the package");
     }
