@@ -214,6 +214,7 @@ impl Gpu {
     /// For benchmarks alone: rounds of generators that are made from now on keep `kept` drafts each, whatever the model says, so that
     /// their time can be measured on weights that were never trained. Their tokens mean nothing; sequences that draw theirs are refused.
     /// None, which it is from the start: what the model says counts.
+    #[doc(hidden)]
     pub fn script_acceptance(&self, kept: Option<usize>) {
         self.scripted.store(kept.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
