@@ -89,12 +89,16 @@ fn the_kernels_bring_few_crates_along() {
     assert!(new.is_empty(), "new crates: {new:?}");
 }
 
-/// The golden data stay out, and headers, kernels, demo and licences are in.
+/// The golden data and the integrations stay out, and headers, kernels, demo and licences are in.
 #[test]
 fn the_package_has_what_it_needs() {
     let Some(list) = cargo(&["package", "--list", "--allow-dirty", "-p", "warploom"]) else { return };
     let files: BTreeSet<&str> = list.lines().collect();
     assert!(!files.iter().any(|file| file.starts_with("tests/golden/")), "golden data are in the package");
+    assert!(
+        !files.iter().any(|file| file.starts_with("integrations/")),
+        "crates of their own are in the package"
+    );
     for needed in [
         "cuda/include/warploom.h",
         "cuda/kernels/linear.cu",

@@ -15,7 +15,7 @@ use cudarc::cublaslt::{
     },
 };
 
-use super::{Cuda, Driver, Handle, ProductShape, Products, Way};
+use super::{Cuda, Driver, Handle, ProductShape, Products, Way, is_library_present};
 use crate::{
     checkpoint::Dtype,
     error::{Error, Result},
@@ -25,6 +25,9 @@ use crate::{
 const TRANSPOSED: i32 = 1;
 /// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
+/// Its names, of which cudarc takes the first that is there.
+const LIBRARY: [&str; 5] =
+    ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12", "cublasLt64_13.dll", "cublasLt64_12.dll"];
 /// The oldest version whose numbers are those used here.
 const OLDEST: usize = 120_000;
 /// Recommended for Hopper ("cublasSetWorkspace").
@@ -50,8 +53,7 @@ unsafe impl Sync for Library {}
 impl CublasLt {
     pub fn new(cuda: Arc<Cuda>) -> Result<Self> {
         // Without the library the first call of cudarc panics.
-        // SAFETY: loads the library; NVIDIA's runs nothing of ours then.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_library_present(&LIBRARY) {
             let advice = "install CUDA's libraries, or put their folder into LD_LIBRARY_PATH";
             let reason = format!("there is no cuBLASLt (libcublasLt.so.13): {advice}");
             return Err(Error::device(cuda.name(), reason));

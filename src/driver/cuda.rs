@@ -32,7 +32,9 @@ use cudarc::driver::{
     },
 };
 
-use super::{Driver, Family, Handle, Launch, Products, Properties, Recorded, cublaslt::CublasLt};
+use super::{
+    Driver, Family, Handle, Launch, Products, Properties, Recorded, cublaslt::CublasLt, is_library_present,
+};
 use crate::{
     error::{Error, Result},
     kernels::{CUDA_VERSION, FAMILIES},
@@ -42,6 +44,8 @@ use crate::{
 const OLDEST_CUDA: i32 = 13000;
 /// The first driver package that has them.
 const OLDEST_PACKAGE: &str = "580.65.06";
+/// Its names, of which cudarc takes the first that is there.
+const LIBRARY: [&str; 3] = ["libcuda.so", "libcuda.so.1", "nvcuda.dll"];
 /// `mma` with bf16, cp.async.
 const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 /// Programmatic dependent launch came with Hopper.
@@ -122,8 +126,7 @@ impl Cuda {
         let refuse = |reason: String| Error::device(&name, reason);
         let failed = |what: &str, e: DriverError| refuse(format!("{what}: {}", words(e)));
         // Without the library the first call of cudarc panics.
-        // SAFETY: loads the library; NVIDIA's runs nothing of ours then.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_library_present(&LIBRARY) {
             let advice = "run on a machine with one, or use --device sim or cpu";
             return Err(refuse(format!("no NVIDIA driver: libcuda.so.1 is not there; {advice}")));
         }

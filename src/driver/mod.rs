@@ -229,6 +229,12 @@ pub trait Driver: Send + Sync {
     unsafe fn launch_graph(&self, stream: Handle, graph: Handle) -> Result<()>;
 }
 
+/// Whether a library of one of these names can be loaded, or is already.
+fn is_library_present(names: &[&str]) -> bool {
+    // SAFETY: NVIDIA's run nothing of ours when they are loaded or let go.
+    names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
+}
+
 /// Opens a device by the name that `--device` takes: `sim`, or `cuda` or `cuda:N` for the N-th GPU.
 ///
 /// # Errors

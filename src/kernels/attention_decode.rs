@@ -326,7 +326,7 @@ impl AttentionDecode {
             tree: array("tree", args.tree, tokens, 8)?,
             sinks: array("sinks", args.sinks, heads, 4)?,
             mask: mask(&args.mask),
-            pages: pages::check(&layout, &table, dtype, k, v)?,
+            pages: pages::check(&layout, &table, dtype, max_keys, k, v)?,
             ..WlAttentionDecode::default()
         };
         p.table_rows = table.sequences as i32;

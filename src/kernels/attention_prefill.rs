@@ -204,7 +204,7 @@ impl AttentionPrefill {
             documents: array("documents", args.documents, tokens)?,
             sinks: array("sinks", args.sinks, heads)?,
             mask: mask(&args.mask),
-            pages: pages::check(&layout, &table, dtype, k, v)?,
+            pages: pages::check(&layout, &table, dtype, max_keys, k, v)?,
             ..WlAttentionPrefill::default()
         };
         p.table_rows = table.sequences as i32;

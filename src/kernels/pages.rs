@@ -9,6 +9,9 @@ use crate::{driver::View, error::Result};
 /// Element (page, head, slot, i) of k, and of v, is at
 /// `page · page_stride + head · head_stride + slot · slot_stride + i`. The strides serve `[pages, kv_heads, page_size, head_dim]`, `[pages, page_size, kv_heads, head_dim]` and
 /// layers that lie between each other. A contiguous cache is one page per sequence.
+///
+/// Where a kernel is told that no sequence has more than `max_keys` positions, pages need not hold more of them: those of a contiguous
+/// cache of 33 keys may have a page_size of 40, and the next sequence where the 33 end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageLayout {
     /// Number of pages: ids from 0. Ids outside are allowed in the table; they are never read or written.
@@ -56,11 +59,11 @@ impl PageLayout {
         }
     }
 
-    /// Elements from the first to the last of k, or of v.
-    fn elements(&self) -> Result<usize> {
+    /// Elements from the first to the last of k, or of v, of sequences with so many positions at most.
+    fn elements(&self, positions: usize) -> Result<usize> {
         let mut dims = [
             ("head_stride", self.kv_heads, self.head_stride),
-            ("slot_stride", self.page_size, self.slot_stride),
+            ("slot_stride", self.page_size.min(positions), self.slot_stride),
             ("page_stride", self.pages, self.page_stride),
         ];
         dims.sort_by_key(|(_, _, stride)| *stride);
@@ -90,11 +93,13 @@ pub struct PageTable<'b> {
     pub stride: usize,
 }
 
-/// Checks keys and values of `dtype` at addresses with so many bytes each, and makes the parameter struct of them.
+/// Checks keys and values of `dtype` at addresses with so many bytes each, and makes the parameter struct of them. The kernel touches no
+/// position from `positions` on.
 pub(super) fn check(
     layout: &PageLayout,
     table: &PageTable,
     dtype: Dtype,
+    positions: usize,
     k: (u64, usize),
     v: (u64, usize),
 ) -> Result<WlPages> {
@@ -113,7 +118,7 @@ pub(super) fn check(
     count("sequences", table.sequences, 0..=i32::MAX as usize)?;
     pages.table =
         Check::of("page table").view(table.view, table.sequences.saturating_mul(table.stride), 4)?;
-    let elements = layout.elements()?;
+    let elements = layout.elements(positions)?;
     pages.k = Check::of("k").array(k.0, k.1, elements, dtype.size())?;
     pages.v = Check::of("v").array(v.0, v.1, elements, dtype.size())?;
     // A stride over a single page, head or slot is not used: it may be anything.

@@ -93,6 +93,7 @@ impl RopeAppend {
                 &layout,
                 &table,
                 dtype,
+                usize::MAX,
                 (args.k.address(), args.k.bytes()),
                 (args.v.address(), args.v.bytes()),
             )?,

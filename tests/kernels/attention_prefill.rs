@@ -837,6 +837,14 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.layout.page_size = 12, "page_size: 12");
     refused(&|a| a.layout.slot_stride = 20, "slot_stride: 20; supported are multiples of 8");
     refused(&|a| a.layout.pages += 1, "k: ");
+    // A page of 312 positions, of which 304 are there.
+    fn cut(args: &mut AttentionPrefillArgs, max_keys: usize) {
+        (args.layout, args.max_keys) = (PageLayout::slots_first(1, 312, 2, 16), max_keys);
+        let bytes = 304 * 2 * 16 * 2;
+        (args.k, args.v) = (args.k.slice(0..bytes), args.v.slice(0..bytes));
+    }
+    refused(&|a| cut(a, 304), "");
+    refused(&|a| cut(a, 305), "k: ");
     refused(&|a| a.v = a.v.slice(0..a.v.bytes() - 2), "v: ");
     refused(&|a| a.k = a.k.slice(2..a.k.bytes()), "k: address");
     refused(&|a| a.q.stride = 68, "q stride: 68; supported are multiples of 8");
