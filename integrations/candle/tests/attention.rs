@@ -16,10 +16,18 @@ fn sees(mask: &Mask, q: usize, k: usize) -> bool {
         Pattern::Chunk { keys } => k <= q && k / keys == q / keys,
         Pattern::Overlap { keys } => k <= q && q / keys - k / keys <= 1,
         Pattern::Block { keys } => k / keys == q / keys,
+        // From half a block before the row's own to half a block behind it.
+        Pattern::Blockwise { keys } => {
+            let begin = q / keys * keys;
+            k + keys / 2 >= begin && k < begin + keys + keys / 2
+        }
         Pattern::Full => true,
-        Pattern::Blockwise { .. } => unreachable!("no test has it"),
     };
-    of_pattern || k < mask.prefix && k <= q
+    let of_prefix = match mask.is_causal() {
+        true => k < mask.prefix && k <= q,
+        false => k < mask.prefix || q < mask.prefix,
+    };
+    of_pattern || of_prefix
 }
 
 /// Softmax(scale · q kᵀ + mask) · v in f32.
@@ -73,7 +81,6 @@ struct Case {
 }
 
 impl Case {
-    #[allow(clippy::too_many_arguments)]
     const fn new(
         (batch, kv_heads, group, head_dim): (usize, usize, usize, usize),
         (rows, keys): (usize, usize),
@@ -97,7 +104,7 @@ impl Case {
 }
 
 /// One row to as many as there are keys; few rows and many; every width of a kernel and some between; keys in one part and in three.
-const CASES: [Case; 17] = [
+const CASES: [Case; 19] = [
     Case::new((1, 1, 1, 64), (1, 1), "full"),
     Case::new((3, 2, 4, 64), (1, 33), "full"),
     Case::new((2, 1, 8, 128), (1, 100), "window:20"),
@@ -115,6 +122,8 @@ const CASES: [Case; 17] = [
     Case::new((3, 1, 1, 64), (100, 100), "bidirectional"),
     Case::new((1, 3, 2, 64), (1, 7), "full"),
     Case::new((1, 1, 4, 256), (66, 66), "full+sinks:3"),
+    Case::new((1, 2, 1, 64), (33, 33), "block:7+globals:2"),
+    Case::new((2, 1, 2, 128), (90, 90), "blockwise:16"),
 ];
 
 #[test]
@@ -292,6 +301,12 @@ fn paged_agrees_with_candle() -> Result<()> {
             "rows of a length that is out of range"
         );
         assert_same(&spoilt.get(2)?, &out.get(2)?, "its neighbour")?;
+
+        // Rows before the first key are 0.
+        let pages = cache.pages(&[rows as u32 - 1, 0, 71], DType::U32, 100)?;
+        let early = paged_attention(&q, &cache.k, &cache.v, &pages, &options)?;
+        assert!(numbers(&early.get(0)?.get(0)?)?.iter().all(|x| *x == 0.0), "a row before the first key");
+        assert!(numbers(&early.get(1)?)?.iter().all(|x| *x == 0.0), "rows without keys");
     }
     Ok(())
 }
