@@ -38,6 +38,8 @@ struct Source {
     calls: [Vec<String>; 2],
     /// Architectures that it is compiled to machine code for.
     archs: Vec<Arch>,
+    /// That of the PTX beside it.
+    later: Arch,
 }
 
 /// Builds all.
@@ -108,7 +110,7 @@ fn sources(archs: &[Arch]) -> Result<Vec<Source>, String> {
         fatbin.extend(gencode(later, format!("compute_{later}")));
         let ptx = gencode(simulated, format!("compute_{simulated}"));
         let ptx: Vec<String> = options().chain(["-ptx".into()]).chain(ptx).collect();
-        Source { stem, path: path.to_string_lossy().into_owned(), calls: [fatbin, ptx], archs }
+        Source { stem, path: path.to_string_lossy().into_owned(), calls: [fatbin, ptx], archs, later }
     };
     let sources: Vec<Source> = paths.iter().map(source).collect();
     // Its name becomes that of a static in Rust.
@@ -245,6 +247,7 @@ fn table(compiled: &[(&Source, &Object)], cuda: u32) -> Result<String, String> {
         let reports = ptxas::parse(&object.output);
         writeln!(text, "    crate::driver::Family {{\n        name: {stem:?},").map_err(say)?;
         writeln!(text, "        fatbin: &FATBIN_{}.0,", stem.to_uppercase()).map_err(say)?;
+        writeln!(text, "        fatbin_ptx: \"{}\",", source.later).map_err(say)?;
         writeln!(
             text,
             "        ptx: include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")),\n        entries: &["

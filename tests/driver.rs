@@ -309,7 +309,8 @@ const SIZES: &str = "
     ret;
 }
 ";
-const FAMILY: Family = Family { name: "sizes", fatbin: SIZES.as_bytes(), ptx: SIZES, entries: &[] };
+const FAMILY: Family =
+    Family { name: "sizes", fatbin: SIZES.as_bytes(), fatbin_ptx: "80", ptx: SIZES, entries: &[] };
 
 /// Launches the kernel above on a stream, which it leaves to the caller.
 fn launch(driver: &Arc<dyn Driver>, change: impl FnOnce(&mut Launch)) -> Result<([u32; 12], Handle)> {

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output},
 };
 
-use warploom::kernels::FAMILIES;
+use warploom::kernels::{self, FAMILIES};
 
 const GENERATED: &str = include_str!("../src/kernels/params.rs");
 
@@ -194,6 +194,27 @@ fn sizes_are_multiples_of_eight_and_fields_aligned() {
         offsets.sort_unstable();
         offsets.dedup();
         assert_eq!(offsets.len(), fields.len(), "{name}");
+    }
+}
+
+/// What others are told is the same.
+#[test]
+fn the_manifest_has_the_same_layouts() {
+    let (told, structs) = (kernels::manifest().unwrap().structs, structs());
+    assert!(told.keys().eq(structs.keys()));
+    for (name, Struct { size, alignment, fields }) in structs {
+        let told = &told[name.as_str()];
+        assert_eq!((told.bytes, told.alignment), (size, alignment), "{name}");
+        let kind = |field: &kernels::manifest::Field| match field.count {
+            Some(count) => format!("[{}; {count}usize]", field.kind),
+            None => field.kind.to_string(),
+        };
+        let told: Vec<_> =
+            told.fields.iter().map(|field| (field.name.to_string(), kind(field), field.offset)).collect();
+        let name_in_c = |name: &str| name.trim_end_matches('_').to_string();
+        let fields: Vec<_> =
+            fields.into_iter().map(|(field, kind, at)| (name_in_c(&field), kind, at)).collect();
+        assert_eq!(told, fields, "{name}");
     }
 }
 

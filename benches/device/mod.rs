@@ -442,6 +442,7 @@ static READ_SWEEP: Family = Family {
     name: "read_sweep",
     // The driver takes PTX as well.
     fatbin: include_bytes!("read_sweep.ptx"),
+    fatbin_ptx: "80",
     ptx: include_str!("read_sweep.ptx"),
     entries: &[],
 };

@@ -30,6 +30,8 @@ pub struct Family {
     pub name: &'static str,
     /// Machine code of the architectures it was compiled for, and PTX for later ones.
     pub fatbin: &'static [u8],
+    /// The virtual architecture of that PTX, e.g. "80".
+    pub fatbin_ptx: &'static str,
     /// The PTX that the simulator executes.
     pub ptx: &'static str,
     /// Its entries, with what the compiler says of each.

@@ -65,10 +65,16 @@ impl Default for Policy {
 pub struct LaunchReport {
     /// The entry launched.
     pub entry: &'static str,
+    /// The parameter's bytes.
+    pub parameter: Vec<u8>,
+    /// CTAs along x, y, z.
+    pub grid: [u32; 3],
     /// Threads of a CTA along x, y, z.
     pub block: [u32; 3],
     /// Dynamic shared memory of a CTA in bytes.
     pub shared_bytes: u32,
+    /// Whether it might have begun before those before it had ended ([`Launch::programmatic`]).
+    pub programmatic: bool,
     /// Exact counts.
     pub counters: Counters,
 }
@@ -253,8 +259,16 @@ impl Simulator {
             return Err(Error::device("sim", describe(entry, &report.findings)));
         }
         if let Some(reports) = &mut state.reports {
-            let (block, shared_bytes) = (launch.block, launch.shared_bytes);
-            reports.push(LaunchReport { entry, block, shared_bytes, counters: report.counters });
+            reports.push(LaunchReport {
+                entry,
+                // Every entry has one.
+                parameter: launch.arguments.iter().flat_map(|argument| argument.0.clone()).collect(),
+                grid: launch.grid,
+                block: launch.block,
+                shared_bytes: launch.shared_bytes,
+                programmatic: launch.programmatic,
+                counters: report.counters,
+            });
         }
         Ok(())
     }

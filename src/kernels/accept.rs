@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::{
     Check, Module, Rows, RowsMut,
-    params::{
-        WL_ACCEPT_THREADS, WL_ROUND_BEGIN_THREADS, WL_VERSION, WlAccept, WlChoice, WlPlan, WlRound,
-        WlRoundBegin, WlSequence,
-    },
+    geometry::{Geometry, geometry},
+    manifest::{About, texts},
+    params::{WL_VERSION, WlAccept, WlChoice, WlPlan, WlRound, WlRoundBegin, WlSequence},
     sample::{MAX_DRAFT, MAX_ROWS, MAX_VOCAB, RoundRows},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -80,6 +79,43 @@ pub struct AcceptArgs<'b> {
     pub logits: Option<AcceptLogits<'b>>,
 }
 
+const BEGIN: Geometry<WlRoundBegin> = geometry! {
+    WlRoundBegin {} [WL_ROUND_BEGIN_THREADS]
+    grid: [1, 1, 1],
+    block: WL_ROUND_BEGIN_THREADS,
+    shared: 0,
+};
+
+const ACCEPT: Geometry<WlAccept> = geometry! {
+    WlAccept { slots } [WL_ACCEPT_THREADS]
+    grid: [slots, 1, 1],
+    block: WL_ACCEPT_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    match entry {
+        "wl_round_begin" => About {
+            requires: texts(&["1 <= steps", "steps <= WL_MAX_DRAFT + 1"]),
+            ..About::new(
+                "WlRoundBegin",
+                "begins a speculative round of every sequence that has a plan",
+                BEGIN.text,
+            )
+        },
+        _ => About {
+            when: "after the choices of the round's drafts and of its verification",
+            requires: texts(&["1 <= slots", "1 <= vocab", "vocab <= WL_SAMPLE_VOCAB"]),
+            ..About::new(
+                "WlAccept",
+                "ends a speculative round: keeps the accepted drafts and one token more",
+                ACCEPT.text,
+            )
+        },
+    }
+}
+
 impl Accept {
     /// Loads the kernels.
     ///
@@ -116,13 +152,8 @@ impl Accept {
         if let Some(lengths) = &args.verify_lengths {
             p.verify_lengths = Check::of("verify_lengths").view_mut(lengths, args.slots, 4)?;
         }
-        let launch = Launch {
-            grid: [1, 1, 1],
-            block: [WL_ROUND_BEGIN_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches; rows that plans name, it checks.
-        unsafe { stream.launch(self.begin, &launch) }
+        unsafe { stream.launch(self.begin, &BEGIN.launch(&p)) }
     }
 
     /// Enqueues the end of a round.
@@ -170,12 +201,7 @@ impl Accept {
         if slots == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [p.slots as u32, 1, 1],
-            block: [WL_ACCEPT_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches; rows and tokens that it reads from memory, it checks.
-        unsafe { stream.launch(self.accept, &launch) }
+        unsafe { stream.launch(self.accept, &ACCEPT.launch(&p)) }
     }
 }

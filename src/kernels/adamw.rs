@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Module,
+    geometry::{Geometry, geometry},
+    manifest::About,
     params::{
-        WL_ADAMW_BINS, WL_ADAMW_CHUNK, WL_ADAMW_SCRATCH_CTA, WL_ADAMW_SCRATCH_HEAD, WL_ADAMW_SUMS,
-        WL_ADAMW_THREADS, WL_VERSION, WlAdamw, WlAdamwStatistics, WlAdamwStep,
+        WL_ADAMW_BINS, WL_ADAMW_CHUNK, WL_ADAMW_SUMS, WL_VERSION, WlAdamw, WlAdamwStatistics, WlAdamwStep,
     },
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
     optimizer::{self, BINS, CHUNK, Measured, SUMS, Settings, Statistics},
 };
@@ -51,6 +52,24 @@ pub struct AdamwArgs<'b> {
     pub scratch: ViewMut<'b>,
 }
 
+const CHUNKS: Geometry<WlAdamw> = geometry! {
+    WlAdamw { count } [WL_ADAMW_THREADS, WL_ADAMW_CHUNK, WL_ADAMW_SCRATCH_HEAD, WL_ADAMW_SCRATCH_CTA]
+    let chunks = max(ceil_div(count, WL_ADAMW_CHUNK), 1);
+    grid: [chunks, 1, 1],
+    block: WL_ADAMW_THREADS,
+    shared: 0,
+    scratch: { scratch: WL_ADAMW_SCRATCH_HEAD + WL_ADAMW_SCRATCH_CTA * chunks, WL_ADAMW_SCRATCH_HEAD; },
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let gradients = if entry.ends_with("_bf16") { "WL_BF16" } else { "WL_F32" };
+    About {
+        requires: vec![format!("gradient_type == {gradients}"), "0 <= count".into()],
+        ..About::new("WlAdamw", "a step of AdamW on one tensor, measured in the same pass", CHUNKS.text)
+    }
+}
+
 impl Adamw {
     /// Loads the kernel.
     ///
@@ -63,8 +82,9 @@ impl Adamw {
 
     /// Bytes of scratch that a tensor of `count` elements needs.
     pub fn scratch_bytes(count: usize) -> usize {
-        let partials = count.div_ceil(CHUNK).max(1).saturating_mul(WL_ADAMW_SCRATCH_CTA as usize);
-        partials.saturating_add(WL_ADAMW_SCRATCH_HEAD as usize)
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let ranges = CHUNKS.scratch(&WlAdamw { count, ..WlAdamw::default() });
+        ranges.map_or(usize::MAX, |[scratch, _]| scratch)
     }
 
     /// Enqueues the kernel. An empty tensor is measured, too: all zeros.
@@ -112,13 +132,8 @@ impl Adamw {
             )?,
             scratch: Check::of("scratch").view_mut(&args.scratch, Adamw::scratch_bytes(count), 1)?,
         };
-        let launch = Launch {
-            grid: [count.div_ceil(CHUNK).max(1) as u32, 1, 1],
-            block: [WL_ADAMW_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches: `count` elements, the step, the statistics, the scratch.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &CHUNKS.launch(&p)) }
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut,
     attention::{Shape, mask},
+    geometry::{Geometry, geometry},
+    manifest::{About, texts, type_of},
     pages,
     params::{
-        WL_ATTENTION_COMBINE_WARPS, WL_ATTENTION_DECODE_MAX_ROWS, WL_ATTENTION_MAX_KEYS,
-        WL_ATTENTION_SEGMENT_KEYS, WL_ATTENTION_SPLIT_KEYS, WL_VERSION, WlAttentionDecode,
+        WL_ATTENTION_DECODE_MAX_ROWS, WL_ATTENTION_MAX_KEYS, WL_ATTENTION_SEGMENT_KEYS,
+        WL_ATTENTION_SPLIT_KEYS, WL_VERSION, WlAttentionDecode,
     },
 };
 use crate::{
@@ -17,10 +19,6 @@ use crate::{
     mask::Mask,
 };
 
-/// Packed rows (query rows × query heads of a kv head) of a warp.
-const WARP_ROWS: usize = 16;
-/// Keys of a step of the pipeline.
-const TILE: usize = 16;
 const SPLIT: usize = WL_ATTENTION_SPLIT_KEYS as usize;
 const SEGMENT: usize = WL_ATTENTION_SEGMENT_KEYS as usize;
 
@@ -111,84 +109,171 @@ pub struct AttentionDecodeArgs<'b> {
     pub sinks: Option<View<'b>>,
 }
 
-/// Most warps that share tiles: of head_dim to 64, 128, 256.
-const MOST_ROW_WARPS: [usize; 3] = [4, 4, 2];
+/// Of a width, the most warps that share tiles; columns of warps, which take splits in turn; tiles of the ring, and of
+/// each warp's query: 16 keys, or packed rows (query rows × query heads of a kv head), each. In shared memory are these
+/// and what is merged.
+///
+/// `parts`: those that all keys make; `seen`: those that a row sees, unless its sequence's rows lie far apart; an
+/// interval is in one part more than its length fills.
+macro_rules! attend {
+    ($width:literal, $most_warps:literal, $columns:literal, $ring:literal, $query:literal) => {
+        geometry! {
+            WlAttentionDecode { tokens, sequences, max_rows, max_keys, heads, kv_heads, head_dim, part_keys, mask }
+            [WL_CAUSAL, WL_OVERLAP, WL_BLOCKWISE, WL_FULL]
+            let pattern = mask.pattern;
+            let keys = mask.keys;
+            let prefix = mask.prefix;
+            let span = select(pattern == WL_OVERLAP, 2 * keys, select(pattern == WL_BLOCKWISE, 2 * keys, keys));
+            let parts = ceil_div(max_keys, part_keys);
+            let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), parts);
+            let seen = select(pattern == WL_CAUSAL, parts, select(pattern == WL_FULL, parts, interval));
+            let packed = max_rows * (heads / kv_heads);
+            let warps = min(pow2_ceil(ceil_div(packed, 16)), $most_warps);
+            let blocks = ceil_div(packed, 16 * warps);
+            let tile = 16 * $width * 2;
+            let query = $query;
+            grid: [seen, blocks * kv_heads, sequences],
+            block: 32 * warps * $columns,
+            shared: ($ring + query * warps) * tile + warps * 16 * ($width + 8) * 4,
+            scratch: {
+                parts: select(parts == 1, 0, tokens * heads * parts * head_dim * 4), 0;
+                sums: select(parts == 1, 0, tokens * heads * parts * 8), 0;
+            },
+        }
+    };
+}
 
-/// Shared memory of a CTA, as the kernel's header divides it: the ring of tiles, what is merged, and at 256 the query.
-fn shared_bytes(d: usize, row_warps: usize) -> usize {
-    let tile = TILE * d * 2;
-    let folded = row_warps * WARP_ROWS * (d + 8) * size_of::<f32>();
-    if d == 256 { 4 * tile + folded + row_warps * tile } else { 16 * tile + folded }
+/// For head_dim to 64, 128, 256: by splits, by segments.
+const ATTEND: [[Geometry<WlAttentionDecode>; 2]; 3] = [
+    [attend!(64, 4, 1, 16, 0), attend!(64, 4, 2, 16, 0)],
+    [attend!(128, 4, 1, 16, 0), attend!(128, 4, 2, 16, 0)],
+    [attend!(256, 2, 1, 4, 1), attend!(256, 2, 2, 4, 1)],
+];
+
+/// After the parts that rows see.
+const COMBINE: Geometry<WlAttentionDecode> = geometry! {
+    WlAttentionDecode { tokens, sequences, max_rows, max_keys, heads, head_dim, part_keys, mask }
+    [WL_ATTENTION_SEGMENT_KEYS, WL_ATTENTION_COMBINE_WARPS, WL_CAUSAL, WL_OVERLAP, WL_BLOCKWISE, WL_FULL]
+    let pattern = mask.pattern;
+    let keys = mask.keys;
+    let prefix = mask.prefix;
+    let span = select(pattern == WL_OVERLAP, 2 * keys, select(pattern == WL_BLOCKWISE, 2 * keys, keys));
+    let parts = ceil_div(max_keys, part_keys);
+    let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), parts);
+    let seen = select(pattern == WL_CAUSAL, parts, select(pattern == WL_FULL, parts, interval));
+    let segments = ceil_div(seen * part_keys, WL_ATTENTION_SEGMENT_KEYS);
+    grid: [heads * ceil_div(head_dim, 128), max_rows, sequences],
+    block: 32 * min(segments, WL_ATTENTION_COMBINE_WARPS),
+    shared: 0,
+    scratch: {
+        parts: tokens * heads * parts * head_dim * 4, 0;
+        sums: tokens * heads * parts * 8, 0;
+    },
+};
+
+/// Of an entry other than the combine step, the place in [`ATTEND`].
+fn class(entry: &str) -> Option<(usize, usize)> {
+    let width = ["_64_", "_128_", "_256_"].iter().position(|width| entry.contains(width));
+    width.map(|width| (width, usize::from(entry.ends_with("_segment"))))
 }
 
 /// Most dynamic shared memory of the kernel's entries.
 pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
-    let class = ["_64_", "_128_", "_256_"].iter().position(|class| entry.contains(class));
-    class.map_or(0, |class| shared_bytes(64 << class, MOST_ROW_WARPS[class]))
+    // Of so many rows that all warps have some.
+    let most = WlAttentionDecode {
+        max_rows: 64,
+        heads: 1,
+        kv_heads: 1,
+        part_keys: 1,
+        ..WlAttentionDecode::default()
+    };
+    class(entry).map_or(0, |(width, way)| ATTEND[width][way].shared_bytes(&most))
+}
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let mut requires = vec![type_of(entry)];
+    requires.extend(texts(&["pages.type == type", "1 <= tokens", "1 <= sequences", "1 <= max_rows"]));
+    requires.extend(texts(&["max_rows <= WL_ATTENTION_DECODE_MAX_ROWS", "1 <= max_keys", "1 <= kv_heads"]));
+    requires.extend(texts(&["heads / kv_heads * kv_heads == heads"]));
+    let Some((width, way)) = class(entry) else {
+        requires.extend(texts(&["part_keys < max_keys"]));
+        return About {
+            when: "after the launch of the parts, with the same parameter, unless part_keys keys are all",
+            requires,
+            always: true,
+            ..About::new(
+                "WlAttentionDecode",
+                "puts together what attention gave for parts of the keys",
+                COMBINE.text,
+            )
+        };
+    };
+    let keys = ["WL_ATTENTION_SPLIT_KEYS", "WL_ATTENTION_SEGMENT_KEYS"][way];
+    requires.extend([format!("head_dim <= {}", 64 << width), format!("part_keys == {keys}")]);
+    let when = [
+        "with the smallest width that holds head_dim. Splits and segments give the same bits; warploom takes segments \
+         where max_keys is over WL_ATTENTION_SPLIT_KEYS and their grid has as many CTAs as the GPU has \
+         multiprocessors, else splits. The combine step follows, unless part_keys keys are all. Any number of CTAs along \
+         x is right",
+        "for longer keys than _split, whose entry says when; all else is as there",
+    ][way];
+    About {
+        when,
+        requires,
+        ..About::new(
+            "WlAttentionDecode",
+            "attention of 1 to 64 rows a sequence over paged keys and values",
+            ATTEND[width][way].text,
+        )
+    }
 }
 
 /// How a launch is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
-    /// Of head_dim: to 64, 128, 256.
-    class: usize,
-    part_keys: usize,
-    /// Parts that all keys make.
-    parts: usize,
-    /// Parts that a row sees, unless its sequence's rows lie far apart: CTAs along the keys.
-    seen: usize,
-    /// Warps that share tiles.
-    row_warps: usize,
-    /// Blocks of packed rows.
-    blocks: usize,
+    /// The place in [`ATTEND`].
+    class: (usize, usize),
+    /// Sizes and the mask: what geometry depends on.
+    p: WlAttentionDecode,
 }
 
 impl Plan {
     /// Of shapes that have been checked.
     fn of(args: &AttentionDecodeArgs, parts: AttentionParts, multiprocessors: usize) -> Plan {
-        let &AttentionDecodeArgs { sequences, heads, max_rows, max_keys, ref mask, .. } = args;
+        let &AttentionDecodeArgs { tokens, sequences, heads, max_rows, max_keys, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = args.layout;
-        let class = usize::from(head_dim > 64) + usize::from(head_dim > 128);
-        let packed = max_rows * (heads / kv_heads);
-        let row_warps = packed.div_ceil(WARP_ROWS).next_power_of_two().min(MOST_ROW_WARPS[class]);
-        let blocks = packed.div_ceil(WARP_ROWS * row_warps);
-        let seen = |keys: usize| {
-            let all = max_keys.div_ceil(keys);
-            // An interval is in one part more than its length fills.
-            let interval = |span: usize| span.saturating_add(max_rows).div_ceil(keys).saturating_add(1);
-            let seen = mask.span().map(|span| interval(span).saturating_add(mask.prefix.div_ceil(keys)));
-            seen.unwrap_or(all).min(all)
+        let mut p = WlAttentionDecode {
+            tokens: tokens as i32,
+            sequences: sequences as i32,
+            max_rows: max_rows as i32,
+            max_keys: max_keys as i32,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+            part_keys: SEGMENT as i32,
+            mask: mask(&args.mask),
+            ..WlAttentionDecode::default()
         };
-        let segments = sequences * kv_heads * blocks * seen(SEGMENT);
-        let part_keys = match parts {
-            AttentionParts::Splits => SPLIT,
-            AttentionParts::Segments => SEGMENT,
-            AttentionParts::Auto if max_keys > SPLIT && segments >= multiprocessors => SEGMENT,
-            AttentionParts::Auto => SPLIT,
+        let width = usize::from(head_dim > 64) + usize::from(head_dim > 128);
+        let ctas: u64 = ATTEND[width][1].grid(&p).into_iter().map(u64::from).product();
+        let segments = match parts {
+            AttentionParts::Splits => false,
+            AttentionParts::Segments => true,
+            AttentionParts::Auto => max_keys > SPLIT && ctas >= multiprocessors as u64,
         };
-        let parts = max_keys.div_ceil(part_keys);
-        Plan { class, part_keys, parts, seen: seen(part_keys), row_warps, blocks }
+        if !segments {
+            p.part_keys = SPLIT as i32;
+        }
+        Plan { class: (width, usize::from(segments)), p }
     }
 
-    /// Columns of warps that take splits in turn.
-    fn columns(&self) -> usize {
-        if self.part_keys == SPLIT { 1 } else { 2 }
-    }
-
-    /// Shared memory of a CTA.
-    fn shared_bytes(&self) -> usize {
-        shared_bytes(64 << self.class, self.row_warps)
+    fn geometry(&self) -> &'static Geometry<WlAttentionDecode> {
+        &ATTEND[self.class.0][self.class.1]
     }
 
     /// Bytes of the parts' elements, a multiple of 32, and of their sums; none where one part is everything.
-    fn scratch(&self, args: &AttentionDecodeArgs) -> Option<(usize, usize)> {
-        if self.parts == 1 {
-            return Some((0, 0));
-        }
-        let parts = args.tokens.checked_mul(args.heads)?.checked_mul(self.parts)?;
-        let (elements, sums) = (parts.checked_mul(args.layout.head_dim * 4)?, parts.checked_mul(8)?);
-        elements.checked_add(sums).filter(|all| i64::try_from(*all).is_ok())?;
-        Some((elements, sums))
+    fn scratch(&self) -> Option<[usize; 2]> {
+        self.geometry().scratch(&self.p)
     }
 }
 
@@ -263,8 +348,8 @@ impl AttentionDecode {
     /// Bytes of scratch that a launch needs; 0 for sizes that a launch refuses. With more keys, sequences or rows it may need fewer.
     pub fn scratch_bytes(&self, args: &AttentionDecodeArgs) -> usize {
         let plan = |()| Plan::of(args, self.parts, self.multiprocessors);
-        let scratch = check(args).ok().map(plan).and_then(|plan| plan.scratch(args));
-        scratch.map_or(0, |(elements, sums)| elements + sums)
+        let scratch = check(args).ok().map(plan).and_then(|plan| plan.scratch());
+        scratch.map_or(0, |[elements, sums]| elements + sums)
     }
 
     /// The most that [`AttentionDecode::scratch_bytes`] says for up to so many sequences of up to so many rows, whatever the mask.
@@ -287,13 +372,11 @@ impl AttentionDecode {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &AttentionDecodeArgs, scratch: ViewMut) -> Result<()> {
         check(args)?;
-        let &AttentionDecodeArgs {
-            dtype, tokens, sequences, heads, max_rows, max_keys, layout, table, ..
-        } = args;
+        let &AttentionDecodeArgs { dtype, tokens, sequences, heads, max_keys, layout, table, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = layout;
         let functions = *self.functions.of(dtype)?;
         let plan = Plan::of(args, self.parts, self.multiprocessors);
-        if plan.blocks * kv_heads > 65535 {
+        if plan.geometry().grid(&plan.p)[1] > 65535 {
             return Check::of("heads").refuse(format!("{heads} over {kv_heads}; too many for a grid"));
         }
         if args.slots.is_none() && table.sequences < sequences {
@@ -308,14 +391,6 @@ impl AttentionDecode {
         let mut p = WlAttentionDecode {
             version: WL_VERSION,
             type_: dtype.code(),
-            tokens: tokens as i32,
-            sequences: sequences as i32,
-            max_rows: max_rows as i32,
-            max_keys: max_keys as i32,
-            heads: heads as i32,
-            kv_heads: kv_heads as i32,
-            head_dim: head_dim as i32,
-            part_keys: plan.part_keys as i32,
             scale: args.scale,
             softcap: args.softcap,
             slots: array("slots", args.slots, sequences, 4)?,
@@ -325,9 +400,8 @@ impl AttentionDecode {
             documents: array("documents", args.documents, tokens, 4)?,
             tree: array("tree", args.tree, tokens, 8)?,
             sinks: array("sinks", args.sinks, heads, 4)?,
-            mask: mask(&args.mask),
             pages: pages::check(&layout, &table, dtype, max_keys, k, v)?,
-            ..WlAttentionDecode::default()
+            ..plan.p
         };
         p.table_rows = table.sequences as i32;
         (p.q, p.q_stride) = Check::of("q").rows(&args.q, tokens, heads * head_dim, dtype.size())?;
@@ -336,10 +410,11 @@ impl AttentionDecode {
         if let Some(lse) = &args.lse {
             p.lse = Check::of("lse").view_mut(lse, heads * tokens, 4)?;
         }
-        let Some((elements, sums)) = plan.scratch(args) else {
+        let Some([elements, sums]) = plan.scratch() else {
             return Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space"));
         };
-        if plan.parts > 1 {
+        let several = p.part_keys < p.max_keys;
+        if several {
             p.parts = Check::of("scratch").view_mut(&scratch, elements + sums, 1)?;
             p.sums = p.parts + elements as u64;
         }
@@ -347,27 +422,15 @@ impl AttentionDecode {
             return Ok(());
         }
 
-        let function = functions.attend[plan.class][plan.columns() - 1];
-        let launch = Launch {
-            grid: [plan.seen as u32, (plan.blocks * kv_heads) as u32, sequences as u32],
-            block: [(32 * plan.row_warps * plan.columns()) as u32, 1, 1],
-            shared_bytes: plan.shared_bytes() as u32,
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
+        let function = functions.attend[plan.class.0][plan.class.1];
         // SAFETY: the sizes above cover all rows, pages and parts; of what it reads as an index from memory, the kernel takes nothing
         // that is out of range.
-        unsafe { stream.launch(function, &launch)? };
-        if plan.parts == 1 {
+        unsafe { stream.launch(function, &plan.geometry().launch(&p))? };
+        if !several {
             return Ok(());
         }
-        let segments = (plan.seen * plan.part_keys).div_ceil(SEGMENT);
-        let launch = Launch {
-            grid: [(heads * head_dim.div_ceil(128)) as u32, max_rows as u32, sequences as u32],
-            block: [32 * segments.min(WL_ATTENTION_COMBINE_WARPS as usize) as u32, 1, 1],
-            // It reads nothing but what the parts' kernel leaves, and waits for that.
-            programmatic: true,
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
+        // It reads nothing but what the parts' kernel leaves, and waits for that.
+        let launch = Launch { programmatic: true, ..COMBINE.launch(&p) };
         // SAFETY: as above.
         unsafe { stream.launch(functions.combine, &launch) }
     }

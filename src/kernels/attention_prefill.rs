@@ -5,23 +5,43 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut,
     attention::{Shape, mask},
+    geometry::{Geometry, geometry},
+    manifest::{About, texts, type_of},
     pages,
-    params::{
-        WL_ATTENTION_MAX_KEYS, WL_ATTENTION_PREFILL_ROWS, WL_ATTENTION_PREFILL_ROWS_256, WL_VERSION,
-        WlAttentionPrefill,
-    },
+    params::{WL_ATTENTION_MAX_KEYS, WL_VERSION, WlAttentionPrefill},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
     mask::Mask,
 };
 
 /// Widths of a head that there are kernels for: others are computed as the next of these.
 const WIDTHS: [usize; 4] = [64, 96, 128, 256];
-const THREADS: u32 = 128;
-/// Tiles of k and v that are in shared memory at once.
-const SLOTS: usize = 3;
+
+/// Of a width, the packed rows of a CTA and the keys of a tile: as many tiles of rows as the sequences have, whatever their lengths, and
+/// a few more; in shared memory a CTA's rows of q, and three tiles of k and v.
+macro_rules! tiles {
+    ($width:literal, $rows:ident, $keys:literal) => {
+        geometry! {
+            WlAttentionPrefill { tokens, sequences, max_rows, heads, kv_heads } [$rows]
+            let group = heads / kv_heads;
+            let of_tokens = (tokens * group + min(sequences, tokens) * ($rows - 1)) / $rows;
+            let of_sequences = sequences * ceil_div(max_rows * group, $rows);
+            grid: [min(of_tokens, of_sequences) * kv_heads, 1, 1],
+            block: 128,
+            shared: ($rows + 3 * $keys) * $width * 2,
+        }
+    };
+}
+
+/// For each of [`WIDTHS`].
+const TILES: [Geometry<WlAttentionPrefill>; 4] = [
+    tiles!(64, WL_ATTENTION_PREFILL_ROWS, 64),
+    tiles!(96, WL_ATTENTION_PREFILL_ROWS, 64),
+    tiles!(128, WL_ATTENTION_PREFILL_ROWS, 64),
+    tiles!(256, WL_ATTENTION_PREFILL_ROWS_256, 32),
+];
 
 /// out = softmax(scale · q kᵀ) v over the keys that each row sees, for any number of rows per sequence: prompts, whole
 /// or in chunks, and packed documents. FlashAttention-2, arXiv 2307.08691.
@@ -90,46 +110,31 @@ pub struct AttentionPrefillArgs<'b> {
     pub sinks: Option<View<'b>>,
 }
 
-/// Packed rows of a CTA, and keys of a tile.
-fn tile(width: usize) -> (usize, usize) {
-    match width {
-        256 => (WL_ATTENTION_PREFILL_ROWS_256 as usize, 32),
-        _ => (WL_ATTENTION_PREFILL_ROWS as usize, 64),
-    }
-}
-
-/// Shared memory of a CTA: its rows of q, and the ring of tiles.
-fn shared_bytes(width: usize) -> usize {
-    let (rows, keys) = tile(width);
-    (rows + SLOTS * keys) * width * 2
+/// Which of [`WIDTHS`] an entry is for.
+fn class(entry: &str) -> usize {
+    WIDTHS.iter().position(|width| entry.ends_with(&format!("_{width}"))).unwrap_or(0)
 }
 
 /// Dynamic shared memory of the kernel's entries.
 pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
-    let width = WIDTHS.iter().find(|width| entry.ends_with(&format!("_{width}")));
-    width.map_or(0, |width| shared_bytes(*width))
+    // It depends on no field.
+    let p = WlAttentionPrefill { heads: 1, kv_heads: 1, ..WlAttentionPrefill::default() };
+    TILES[class(entry)].shared_bytes(&p)
 }
 
-/// How a launch is divided, of shapes that have been checked.
-struct Plan {
-    /// Which of [`WIDTHS`].
-    class: usize,
-    /// At least as many tiles of rows as the sequences have, whatever their lengths.
-    tiles: usize,
-    shared_bytes: usize,
-}
-
-impl Plan {
-    fn of(args: &AttentionPrefillArgs) -> Plan {
-        let PageLayout { kv_heads, head_dim, .. } = args.layout;
-        let class = WIDTHS.iter().position(|width| head_dim <= *width).unwrap_or(WIDTHS.len() - 1);
-        let (rows, _) = tile(WIDTHS[class]);
-        let group = args.heads / kv_heads;
-        // All tiles of a sequence but its last are full.
-        let sequences = args.sequences.min(args.tokens);
-        let of_tokens = (args.tokens * group + sequences * (rows - 1)) / rows;
-        let of_sequences = args.sequences * (args.max_rows * group).div_ceil(rows);
-        Plan { class, tiles: of_tokens.min(of_sequences), shared_bytes: shared_bytes(WIDTHS[class]) }
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let class = class(entry);
+    let width = format!("head_dim <= {}", WIDTHS[class]);
+    let bounds = ["pages.type == type", "1 <= tokens", "1 <= sequences", "1 <= max_rows", "1 <= kv_heads"];
+    About {
+        when: "with the smallest width that holds head_dim; any number of CTAs from the grid's on is right",
+        requires: [vec![type_of(entry), width], texts(&bounds)].concat(),
+        ..About::new(
+            "WlAttentionPrefill",
+            "attention of any number of rows over paged keys and values",
+            TILES[class].text,
+        )
     }
 }
 
@@ -214,22 +219,16 @@ impl AttentionPrefill {
         if let Some(lse) = &args.lse {
             p.lse = Check::of("lse").view_mut(lse, heads * tokens, 4)?;
         }
-        let plan = Plan::of(args);
-        let Some(grid) = u32::try_from(plan.tiles * kv_heads).ok().filter(|grid| *grid <= i32::MAX as u32)
-        else {
+        let class = WIDTHS.iter().position(|width| head_dim <= *width).unwrap_or(WIDTHS.len() - 1);
+        let launch = TILES[class].launch(&p);
+        if launch.grid[0] > i32::MAX as u32 {
             return Check::of("tokens").refuse(format!("{tokens} of {heads} heads; too many for a grid"));
-        };
-        if grid == 0 {
+        }
+        if launch.grid[0] == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [grid, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: plan.shared_bytes as u32,
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all rows and pages; of what it reads as an index from memory, the kernel takes
         // nothing that is out of range.
-        unsafe { stream.launch(functions[plan.class], &launch) }
+        unsafe { stream.launch(functions[class], &launch) }
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
-    params::{WL_EMBED_FEATURES, WL_EMBED_THREADS, WL_VERSION, WlEmbed},
+    geometry::{Geometry, geometry},
+    manifest::{About, type_of},
+    params::{WL_EMBED_FEATURES, WL_VERSION, WlEmbed},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -39,6 +41,21 @@ pub struct EmbedArgs<'b> {
     pub out: RowsMut<'b>,
     /// f32 `[rows, ⌈width / 64⌉]`: sums of squares of out, for kernels that norm for themselves.
     pub stats: Option<ViewMut<'b>>,
+}
+
+const ROWS: Geometry<WlEmbed> = geometry! {
+    WlEmbed { rows, width } [WL_EMBED_THREADS, WL_EMBED_FEATURES]
+    grid: [rows * ceil_div(width, WL_EMBED_FEATURES), 1, 1],
+    block: WL_EMBED_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    About {
+        requires: vec![type_of(entry), "table_type == type".into(), "1 <= rows".into(), "1 <= width".into()],
+        ..About::new("WlEmbed", "token ids to rows of the embedding's table", ROWS.text)
+    }
 }
 
 impl Embed {
@@ -82,13 +99,8 @@ impl Embed {
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [(rows * ctas) as u32, 1, 1],
-            block: [WL_EMBED_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches of `rows` rows; it reads no token outside the
         // vocabulary.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &ROWS.launch(&p)) }
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, LinearEpilogue, Module, Rows, RowsMut,
-    params::{WL_E4M3, WL_GEMM_LARGE, WL_GEMM_SMALL, WL_GEMM_THREADS, WL_VERSION, WlGemm, WlProjection},
+    geometry::{Geometry, geometry},
+    manifest::{About, texts, type_of, weight_type_of},
+    params::{WL_E4M3, WL_GEMM_LARGE, WL_VERSION, WlGemm, WlProjection},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -73,19 +75,52 @@ const MOST: usize = 1 << 29;
 
 /// Large tiles are taken where there are so many. With fewer, an SM has one of them, and most of its time goes into
 /// waiting; four times as many small ones then fill more SMs, though each of them is slower.
-const LARGE_TILES: usize = 96;
+const LARGE_TILES: u32 = 96;
+
+/// Tiles of out with so many rows and features; gate and up share one.
+macro_rules! tiles {
+    ($side:ident) => {
+        geometry! {
+            WlGemm { rows, epilogue, projections, projection } [WL_GEMM_THREADS, WL_LINEAR_SWIGLU, $side]
+            let first = projection[0].features;
+            let second = select(1 < projections, projection[1].features, 0);
+            let third = select(2 < projections, projection[2].features, 0);
+            let blocks = ceil_div(first, $side) + ceil_div(second, $side) + ceil_div(third, $side);
+            let pairs = ceil_div(first, $side / 2);
+            let tiles = ceil_div(rows, $side) * select(epilogue == WL_LINEAR_SWIGLU, pairs, blocks);
+            grid: [tiles, 1, 1],
+            block: WL_GEMM_THREADS,
+            shared: 0,
+        }
+    };
+}
+
+const LARGE: Geometry<WlGemm> = tiles!(WL_GEMM_LARGE);
+const SMALL: Geometry<WlGemm> = tiles!(WL_GEMM_SMALL);
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let (when, text) = match entry.rsplit('_').next() {
+        Some("128") => ("for 96 tiles and more; its rows begin at multiples of 16 bytes", LARGE.text),
+        Some("64") => (
+            "for fewer than 96 tiles of wl_gemm_*_128, of the same bits; rows begin at multiples of 16 bytes",
+            SMALL.text,
+        ),
+        _ => ("for rows of x or of weights that do not begin at multiples of 16 bytes", SMALL.text),
+    };
+    let bounds = ["1 <= rows", "1 <= inputs", "1 <= projections", "projections <= WL_GEMM_PROJECTIONS"];
+    About {
+        when,
+        requires: [vec![type_of(entry), weight_type_of(entry)], texts(&bounds)].concat(),
+        ..About::new(
+            "WlGemm",
+            "product of any number of rows with up to three matrices, and its epilogue",
+            text,
+        )
+    }
+}
 
 impl GemmArgs<'_> {
-    /// Tiles of out with `side` rows and features.
-    fn tiles(&self, side: usize) -> usize {
-        let features = self.projections.iter().flatten().map(|p| p.features);
-        let blocks = match self.epilogue {
-            LinearEpilogue::SwiGlu => features.max().unwrap_or(0).div_ceil(side / 2),
-            _ => features.map(|features| features.div_ceil(side)).fold(0, usize::saturating_add),
-        };
-        self.rows.div_ceil(side).saturating_mul(blocks)
-    }
-
     fn size(&self) -> usize {
         if self.x_scales.is_some() { 1 } else { self.dtype.size() }
     }
@@ -146,12 +181,13 @@ impl Gemm {
             let chunks = rows.saturating_mul(width.div_ceil(64));
             p.out_stats = check.floats(stats.address(), stats.bytes(), chunks)?;
         }
-        let (function, side) = match args.whole() {
-            false => (functions.any, WL_GEMM_SMALL),
-            true if args.tiles(WL_GEMM_LARGE as usize) < LARGE_TILES => (functions.small, WL_GEMM_SMALL),
-            true => (functions.large, WL_GEMM_LARGE),
+        let (function, geometry) = match args.whole() {
+            false => (functions.any, SMALL),
+            true if LARGE.grid(&p)[0] < LARGE_TILES => (functions.small, SMALL),
+            true => (functions.large, LARGE),
         };
-        let tiles = args.tiles(side as usize);
+        let launch = geometry.launch(&p);
+        let tiles = launch.grid[0];
         if i32::try_from(tiles).is_err() {
             return Check::of("rows")
                 .refuse(format!("{rows} with these features make {tiles} tiles; {} at most", i32::MAX));
@@ -159,11 +195,6 @@ impl Gemm {
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [tiles as u32, 1, 1],
-            block: [WL_GEMM_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and statistics,
         // and the projections' features.
         unsafe { stream.launch(function, &launch) }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
+    geometry::{Geometry, geometry},
+    manifest::{About, texts, type_of, weight_type_of},
     params::{
-        WL_E4M3, WL_LINEAR_ADD, WL_LINEAR_FEATURES, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP,
-        WL_LINEAR_SEGMENTS, WL_LINEAR_STORE, WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_LINEAR_THREADS,
-        WL_LINEAR_TICKETS, WL_VERSION, WlLinear, WlProjection,
+        WL_E4M3, WL_LINEAR_ADD, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP, WL_LINEAR_SEGMENTS, WL_LINEAR_STORE,
+        WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_VERSION, WlLinear, WlProjection,
     },
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -100,10 +101,29 @@ pub enum LinearEpilogue {
     SwiGlu,
 }
 
-/// How a launch is cut: blocks of features, and segments of k.
+/// Blocks of features, each of one projection or of gate and up, and segments of k; where these are several, tickets
+/// for the blocks, and the segments' sums.
+const BLOCKS: Geometry<WlLinear> = geometry! {
+    WlLinear { rows, epilogue, projections, segments, projection }
+    [WL_LINEAR_THREADS, WL_LINEAR_FEATURES, WL_LINEAR_SWIGLU, WL_LINEAR_TICKETS]
+    let first = projection[0].features;
+    let second = select(1 < projections, projection[1].features, 0);
+    let third = select(2 < projections, projection[2].features, 0);
+    let others = ceil_div(second, WL_LINEAR_FEATURES) + ceil_div(third, WL_LINEAR_FEATURES);
+    let each = ceil_div(first, WL_LINEAR_FEATURES) + others;
+    let pairs = ceil_div(first, WL_LINEAR_FEATURES / 2);
+    let blocks = select(epilogue == WL_LINEAR_SWIGLU, pairs, each);
+    let tickets = select(segments == 1, 0, WL_LINEAR_TICKETS);
+    let sums = select(segments == 1, 0, blocks * segments * rows * WL_LINEAR_FEATURES);
+    grid: [blocks, segments, 1],
+    block: WL_LINEAR_THREADS,
+    shared: 0,
+    scratch: { scratch: 4 * (tickets + sums), 4 * tickets; },
+};
+
+/// How k is cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
-    blocks: usize,
     segments: usize,
     length: usize,
 }
@@ -124,26 +144,77 @@ impl Cut {
         }
         let length = inputs.div_ceil(segments).next_multiple_of(WL_LINEAR_SEGMENT_STEP as usize);
         // Rounded up, fewer of them may do.
-        Cut { blocks, segments: inputs.div_ceil(length).max(1), length }
+        Cut { segments: inputs.div_ceil(length).max(1), length }
     }
+}
 
-    fn scratch_bytes(self, rows: usize) -> usize {
-        if self.segments == 1 {
-            return 0;
-        }
-        4 * (WL_LINEAR_TICKETS as usize + self.blocks * self.segments * rows * WL_LINEAR_FEATURES as usize)
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let (when, most_rows) = match entry.rsplit('_').next() {
+        Some(rows) if rows != "any" => (
+            "with the smallest number of rows that holds rows; inputs elements, and those from row to row, are multiples \
+             of 16 bytes",
+            rows,
+        ),
+        _ => (
+            "where inputs elements, or those from row to row of x or of weights, are no multiple of 16 bytes",
+            "WL_LINEAR_ROWS",
+        ),
+    };
+    let mut requires = vec![type_of(entry), weight_type_of(entry), format!("rows <= {most_rows}")];
+    requires.extend(texts(&[
+        "1 <= rows",
+        "1 <= inputs",
+        "1 <= projections",
+        "projections <= WL_LINEAR_PROJECTIONS",
+    ]));
+    requires.extend(texts(&["1 <= segments", "segments <= WL_LINEAR_SEGMENTS"]));
+    requires.extend(texts(&[
+        "segment_length / WL_LINEAR_SEGMENT_STEP * WL_LINEAR_SEGMENT_STEP == segment_length",
+    ]));
+    requires
+        .extend(texts(&["(segments - 1) * segment_length < inputs", "inputs <= segments * segment_length"]));
+    requires.extend(texts(&["select(segments == 1, 1, blocks <= WL_LINEAR_TICKETS) == 1"]));
+    About {
+        when,
+        requires,
+        chosen: &[(
+            &["segments", "segment_length"],
+            "The caller's choice within what is required; it is the order of the sums, so that products of the same \
+             weights give the same bits where it is the same. warploom begins with s = min(256 / blocks, inputs * size / \
+             2048), within 1 to WL_LINEAR_SEGMENTS, size being an element's bytes; if s * blocks < 128, it takes \
+             min(ceil_div(128, blocks), inputs * size / 1024) instead, within s to WL_LINEAR_SEGMENTS. segment_length is \
+             ceil_div(inputs, s), rounded up to a multiple of WL_LINEAR_SEGMENT_STEP, and segments is ceil_div(inputs, \
+             segment_length).",
+        )],
+        ahead: "the weights: a kernel that writes them must have been waited for, by the host or by a copy behind it \
+                on the stream",
+        ..About::new(
+            "WlLinear",
+            "product of 1 to 64 rows with up to three matrices, the norm before it and its epilogue",
+            BLOCKS.text,
+        )
     }
 }
 
 impl LinearArgs<'_> {
-    fn cut(&self) -> Cut {
-        let block = WL_LINEAR_FEATURES as usize;
-        let features = self.projections.iter().flatten().map(|p| p.features);
-        let blocks = match self.epilogue {
-            LinearEpilogue::SwiGlu => features.max().unwrap_or(0).div_ceil(block / 2),
-            _ => features.map(|features| features.div_ceil(block)).fold(0, usize::saturating_add),
+    /// What geometry depends on, with how the launch is cut, which is a function of it. Sizes beyond what launches take
+    /// are the largest that they do.
+    fn sizes(&self) -> WlLinear {
+        let count = |count: usize, most: usize| count.min(most) as i32;
+        let mut p = WlLinear {
+            epilogue: self.epilogue.code(),
+            rows: count(self.rows, WL_LINEAR_ROWS as usize),
+            inputs: count(self.inputs, MOST),
+            projections: self.projections.iter().flatten().count() as i32,
+            ..WlLinear::default()
         };
-        Cut::of(blocks, self.inputs.min(MOST), self.size())
+        for (to, projection) in p.projection.iter_mut().zip(self.projections.iter().flatten()) {
+            to.features = count(projection.features, MOST);
+        }
+        let blocks = BLOCKS.grid(&p)[0] as usize;
+        let cut = Cut::of(blocks, self.inputs.min(MOST), self.size());
+        WlLinear { segments: cut.segments as i32, segment_length: cut.length as i32, ..p }
     }
 
     /// Bytes of an element of x and of the weights.
@@ -170,6 +241,11 @@ impl LinearArgs<'_> {
 /// Most features and inputs: sums of a few of them stay within an i32.
 const MOST: usize = 1 << 29;
 
+fn scratch_bytes(p: &WlLinear) -> usize {
+    // With several segments there are few blocks.
+    BLOCKS.scratch(p).map_or(usize::MAX, |[scratch, _]| scratch)
+}
+
 impl Linear {
     /// The most scratch that any launch needs, in bytes.
     pub const MOST_SCRATCH: usize = (8 << 20) + 1024;
@@ -195,7 +271,7 @@ impl Linear {
     /// of whatever shapes, may then share it as they leave it. For sizes that a launch refuses the number means
     /// nothing.
     pub fn scratch_bytes(&self, args: &LinearArgs) -> usize {
-        args.cut().scratch_bytes(args.rows.min(WL_LINEAR_ROWS as usize))
+        scratch_bytes(&args.sizes())
     }
 
     /// Enqueues the kernel. Of `scratch` it uses the first [`Linear::scratch_bytes`].
@@ -211,11 +287,10 @@ impl Linear {
             version: WL_VERSION,
             type_: dtype.code(),
             weight_type: if fp8 { WL_E4M3 } else { dtype.code() },
-            epilogue: epilogue.code(),
             rows: Check::of("rows").count(rows, 0..=WL_LINEAR_ROWS as usize)?,
             inputs: Check::of("inputs").count(inputs, 1..=MOST)?,
             prefetch: u32::from(args.prefetch),
-            ..WlLinear::default()
+            ..args.sizes()
         };
         (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, args.size())?;
         if let Some(scales) = args.x_scales {
@@ -250,21 +325,13 @@ impl Linear {
             }
             p.out_stats = check.floats(stats.address(), stats.bytes(), rows * width.div_ceil(64))?;
         }
-        let cut = args.cut();
-        p.scratch = Check::of("scratch").view_mut(&scratch, cut.scratch_bytes(rows), 1)?;
+        p.scratch = Check::of("scratch").view_mut(&scratch, scratch_bytes(&p), 1)?;
         if rows == 0 {
             return Ok(());
         }
-        p.segments = cut.segments as i32;
-        p.segment_length = cut.length as i32;
-        let launch = Launch {
-            grid: [cut.blocks as u32, cut.segments as u32, 1],
-            block: [WL_LINEAR_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and
         // statistics, the projections' features, and the scratch.
-        unsafe { stream.launch(functions[args.variant()], &launch) }
+        unsafe { stream.launch(functions[args.variant()], &BLOCKS.launch(&p)) }
     }
 
     /// Fills in the projections; the width of out.
@@ -352,7 +419,7 @@ impl LinearEpilogue {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::params::WL_LINEAR_TICKETS, *};
 
     #[test]
     fn no_segment_is_empty() {

@@ -17,8 +17,11 @@ mod attention_decode;
 mod attention_prefill;
 mod compiled;
 mod embed;
+mod export;
 mod gemm;
+mod geometry;
 mod linear;
+pub mod manifest;
 mod pages;
 pub mod params;
 mod quantize_fp8_rows;
@@ -37,8 +40,10 @@ pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts}
 pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};
 pub use embed::{Embed, EmbedArgs};
+pub use export::export;
 pub use gemm::{Gemm, GemmArgs, GemmProjection};
 pub use linear::{Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection};
+pub use manifest::{Manifest, manifest};
 pub use pages::{PageLayout, PageTable};
 pub use quantize_fp8_rows::{QuantizeFp8Rows, QuantizeFp8RowsArgs};
 pub use rms_norm::{RmsNorm, RmsNormArgs};
@@ -108,7 +113,7 @@ pub fn dynamic_shared_bytes(entry: &str) -> u32 {
     let bytes = match entry {
         entry if entry.starts_with("wl_attention_decode_") => attention_decode::dynamic_shared_bytes(entry),
         entry if entry.starts_with("wl_attention_prefill_") => attention_prefill::dynamic_shared_bytes(entry),
-        entry if entry.starts_with("wl_sample_") => params::WL_SAMPLE_SHARED as usize,
+        entry if entry.starts_with("wl_sample_") => sample::dynamic_shared_bytes(),
         _ => 0,
     };
     bytes as u32

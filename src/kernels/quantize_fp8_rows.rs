@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
-    params::{WL_QUANTIZE_FP8_ROWS_THREADS, WL_VERSION, WlQuantizeFp8Rows},
+    geometry::{Geometry, geometry},
+    manifest::{About, type_of},
+    params::{WL_VERSION, WlQuantizeFp8Rows},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -37,6 +39,21 @@ pub struct QuantizeFp8RowsArgs<'b> {
     pub scales: ViewMut<'b>,
     /// i32 `[rows]`: rows with a negative position are left out. None: there are none.
     pub positions: Option<View<'b>>,
+}
+
+const ROWS: Geometry<WlQuantizeFp8Rows> = geometry! {
+    WlQuantizeFp8Rows { rows } [WL_QUANTIZE_FP8_ROWS_THREADS]
+    grid: [rows, 1, 1],
+    block: WL_QUANTIZE_FP8_ROWS_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    About {
+        requires: vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()],
+        ..About::new("WlQuantizeFp8Rows", "rows to e4m3 with a scale for each row", ROWS.text)
+    }
 }
 
 impl QuantizeFp8Rows {
@@ -79,12 +96,7 @@ impl QuantizeFp8Rows {
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [p.rows as u32, 1, 1],
-            block: [WL_QUANTIZE_FP8_ROWS_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches of `rows` rows.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &ROWS.launch(&p)) }
     }
 }

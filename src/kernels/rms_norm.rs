@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
-    params::{WL_E4M3, WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_RMS_NORM_THREADS, WL_VERSION, WlRmsNorm},
+    geometry::{Geometry, geometry},
+    manifest::{About, type_of},
+    params::{WL_E4M3, WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_VERSION, WlRmsNorm},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -44,6 +46,33 @@ pub struct RmsNormArgs<'b, Y = RowsMut<'b>> {
     pub stats: Option<ViewMut<'b>>,
     /// i32 `[rows]`: rows with a negative position are left out. None: there are none.
     pub positions: Option<View<'b>>,
+}
+
+const ROWS: Geometry<WlRmsNorm> = geometry! {
+    WlRmsNorm { rows } [WL_RMS_NORM_THREADS]
+    grid: [rows, 1, 1],
+    block: WL_RMS_NORM_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let mut requires = vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()];
+    let e4m3 = entry.contains("_e4m3");
+    requires.push(format!("y_type == {}", if e4m3 { "WL_E4M3" } else { "type" }));
+    let what = if e4m3 {
+        "RMSNorm of rows, with a residual added first where there is one, to e4m3 with a scale for each row"
+    } else {
+        "RMSNorm of rows, with a residual added first where there is one"
+    };
+    let when = if entry.ends_with("_wide") {
+        "the faster one for rows over WL_RMS_NORM_HELD and up to WL_RMS_NORM_HELD_WIDE wide; right for any"
+    } else {
+        "the faster one for rows up to WL_RMS_NORM_HELD wide, and over WL_RMS_NORM_HELD_WIDE; right for any"
+    };
+    // Of f32 there is one.
+    let when = if type_of(entry).ends_with("F32") { "" } else { when };
+    About { when, requires, ..About::new("WlRmsNorm", what, ROWS.text) }
 }
 
 impl RmsNorm {
@@ -110,13 +139,8 @@ unsafe fn enqueue(stream: &Stream, functions: &[Handle; 2], p: &WlRmsNorm) -> Re
         return Ok(());
     }
     let wide = p.width as u32 > WL_RMS_NORM_HELD && p.width as u32 <= WL_RMS_NORM_HELD_WIDE;
-    let launch = Launch {
-        grid: [p.rows as u32, 1, 1],
-        block: [WL_RMS_NORM_THREADS, 1, 1],
-        ..Launch::new(bytemuck::bytes_of(p))
-    };
     // SAFETY: the caller's.
-    unsafe { stream.launch(functions[usize::from(wide)], &launch) }
+    unsafe { stream.launch(functions[usize::from(wide)], &ROWS.launch(p)) }
 }
 
 #[cfg(feature = "capi")]

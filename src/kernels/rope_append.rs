@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Dtype, Half, Module, PageLayout, PageTable, RowsMut, pages,
+    Check, Dtype, Half, Module, PageLayout, PageTable, RowsMut,
+    geometry::{Geometry, geometry},
+    manifest::{About, texts, type_of},
+    pages,
     params::{WL_ROPE_APPEND_HEAD_DIM, WL_ROPE_APPEND_THREADS, WL_VERSION, WlRopeAppend},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Handle, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -51,6 +54,27 @@ pub struct RopeAppendArgs<'b> {
     pub v: ViewMut<'b>,
     /// The pages of each sequence.
     pub table: PageTable<'b>,
+}
+
+const HEADS: Geometry<WlRopeAppend> = geometry! {
+    WlRopeAppend { rows, heads, kv_heads, head_dim } [WL_ROPE_APPEND_THREADS]
+    let threads = (heads + 2 * kv_heads) * ceil_div(head_dim, 16);
+    grid: [rows * ceil_div(threads, WL_ROPE_APPEND_THREADS), 1, 1],
+    block: WL_ROPE_APPEND_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let bounds = ["pages.type == type", "1 <= rows", "2 <= head_dim", "head_dim <= WL_ROPE_APPEND_HEAD_DIM"];
+    About {
+        requires: [vec![type_of(entry)], texts(&bounds)].concat(),
+        ..About::new(
+            "WlRopeAppend",
+            "turns q and k to their positions, and writes k and v to their pages",
+            HEADS.text,
+        )
+    }
 }
 
 impl RopeAppend {
@@ -107,13 +131,8 @@ impl RopeAppend {
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [(rows * ctas) as u32, 1, 1],
-            block: [WL_ROPE_APPEND_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches of `rows` rows; it writes to no page, and reads
         // no entry of the table, that is out of range.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &HEADS.launch(&p)) }
     }
 }

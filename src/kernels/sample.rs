@@ -4,13 +4,15 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     Check, Module, Rows, RowsMut,
+    geometry::{Geometry, geometry},
+    manifest::{About, texts},
     params::{
-        WL_MAX_DRAFT, WL_SAMPLE_DRAFT, WL_SAMPLE_PART, WL_SAMPLE_ROWS, WL_SAMPLE_SHARED, WL_SAMPLE_THREADS,
-        WL_SAMPLE_VERIFY, WL_SAMPLE_VOCAB, WL_VERSION, WlChoice, WlRows, WlSample, WlSequence,
+        WL_MAX_DRAFT, WL_SAMPLE_DRAFT, WL_SAMPLE_ROWS, WL_SAMPLE_VERIFY, WL_SAMPLE_VOCAB, WL_VERSION,
+        WlChoice, WlRows, WlSample, WlSequence,
     },
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, ViewMut},
+    driver::{Driver, Handle, Stream, ViewMut},
     error::Result,
 };
 
@@ -122,6 +124,34 @@ pub struct SampleArgs<'b> {
     pub scratch: ViewMut<'b>,
 }
 
+/// Tickets come first in the scratch, and are as many for all launches: one launch's partial results must not lie where another
+/// one's tickets are.
+const PARTS: Geometry<WlSample> = geometry! {
+    WlSample { rows, vocab } [WL_SAMPLE_PART, WL_SAMPLE_THREADS, WL_SAMPLE_SHARED, WL_SAMPLE_ROWS]
+    let parts = ceil_div(vocab, WL_SAMPLE_PART);
+    grid: [parts, rows, 1],
+    block: WL_SAMPLE_THREADS,
+    shared: WL_SAMPLE_SHARED,
+    scratch: {
+        tickets: 4 * WL_SAMPLE_ROWS, 4 * WL_SAMPLE_ROWS;
+        partial: 16 * rows * parts, 0;
+    },
+};
+
+/// For the manifest.
+pub(super) fn about(_entry: &str) -> About {
+    let bounds = ["1 <= rows", "rows <= WL_SAMPLE_ROWS", "1 <= vocab", "vocab <= WL_SAMPLE_VOCAB"];
+    About {
+        requires: texts(&bounds),
+        ..About::new("WlSample", "chooses a token from each row of logits, greedily or at random", PARTS.text)
+    }
+}
+
+/// Dynamic shared memory of the kernel's entry.
+pub(super) fn dynamic_shared_bytes() -> usize {
+    PARTS.shared_bytes(&WlSample::default())
+}
+
 impl Sample {
     /// Loads the kernel.
     ///
@@ -133,8 +163,8 @@ impl Sample {
 
     /// Bytes of scratch that a launch needs.
     pub fn scratch_bytes(rows: usize, vocab: usize) -> usize {
-        let parts = vocab.div_ceil(WL_SAMPLE_PART as usize);
-        TICKETS_BYTES.saturating_add(rows.saturating_mul(parts).saturating_mul(16))
+        let [tickets, partial] = ranges(rows, vocab);
+        tickets + partial
     }
 
     /// Enqueues the kernel.
@@ -202,26 +232,23 @@ impl Sample {
             let all = Check::of("hashes").view_mut(hashes, verify_rows as usize, size_of::<u64>())?;
             p.hashes = all + (args.rows.start * size_of::<u64>()) as u64;
         }
-        let scratch = Sample::scratch_bytes(rows, vocab);
-        p.tickets = Check::of("scratch").view_mut(&args.scratch, scratch, 1)?;
-        p.partial = p.tickets + TICKETS_BYTES as u64;
+        let [tickets, partial] = ranges(rows, vocab);
+        p.tickets = Check::of("scratch").view_mut(&args.scratch, tickets + partial, 1)?;
+        p.partial = p.tickets + tickets as u64;
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [vocab.div_ceil(WL_SAMPLE_PART as usize) as u32, rows as u32, 1],
-            block: [WL_SAMPLE_THREADS, 1, 1],
-            shared_bytes: WL_SAMPLE_SHARED,
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes above cover all that the kernel touches; sequences, positions and rows that it reads from memory, it checks.
-        unsafe { stream.launch(self.function, &launch) }
+        unsafe { stream.launch(self.function, &PARTS.launch(&p)) }
     }
 }
 
-/// Tickets come first in the scratch, and are as many for all launches: one launch's partial results must not lie where another
-/// one's tickets are.
-const TICKETS_BYTES: usize = 4 * WL_SAMPLE_ROWS as usize;
+/// Bytes of the tickets, and of the partial results.
+fn ranges(rows: usize, vocab: usize) -> [usize; 2] {
+    let [rows, vocab] = [rows, vocab].map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    // Of two such counts they fit.
+    PARTS.scratch(&WlSample { rows, vocab, ..WlSample::default() }).unwrap_or_default()
+}
 
 /// Address and stride of the bits of what sequences have seen; zeros for None.
 pub(super) fn check_seen(seen: Option<&Rows>, slots: usize, vocab: usize) -> Result<(u64, i64)> {

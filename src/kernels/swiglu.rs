@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
-    params::{WL_E4M3, WL_SWIGLU_E4M3_THREADS, WL_SWIGLU_FEATURES, WL_SWIGLU_THREADS, WL_VERSION, WlSwiglu},
+    geometry::{Geometry, geometry},
+    manifest::{About, type_of},
+    params::{WL_E4M3, WL_SWIGLU_FEATURES, WL_VERSION, WlSwiglu},
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View},
+    driver::{Driver, Handle, Stream, View},
     error::Result,
 };
 
@@ -38,6 +40,34 @@ pub struct SwigluArgs<'b, O = RowsMut<'b>> {
     pub positions: Option<View<'b>>,
 }
 
+const FEATURES: Geometry<WlSwiglu> = geometry! {
+    WlSwiglu { rows, width } [WL_SWIGLU_THREADS, WL_SWIGLU_FEATURES]
+    grid: [rows * ceil_div(width, WL_SWIGLU_FEATURES), 1, 1],
+    block: WL_SWIGLU_THREADS,
+    shared: 0,
+};
+
+/// Of e4m3: a row's scale follows from all of it.
+const ROWS: Geometry<WlSwiglu> = geometry! {
+    WlSwiglu { rows } [WL_SWIGLU_E4M3_THREADS]
+    grid: [rows, 1, 1],
+    block: WL_SWIGLU_E4M3_THREADS,
+    shared: 0,
+};
+
+/// For the manifest.
+pub(super) fn about(entry: &str) -> About {
+    let mut requires = vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()];
+    let (what, text) = if entry.ends_with("_e4m3") {
+        requires.push("out_type == WL_E4M3".into());
+        ("silu(gate) * up, to e4m3 with a scale for each row", ROWS.text)
+    } else {
+        requires.push("out_type == type".into());
+        ("silu(gate) * up", FEATURES.text)
+    };
+    About { requires, ..About::new("WlSwiglu", what, text) }
+}
+
 impl Swiglu {
     /// Loads the kernel.
     ///
@@ -65,14 +95,8 @@ impl Swiglu {
         if rows == 0 {
             return Ok(());
         }
-        let ctas = width.div_ceil(WL_SWIGLU_FEATURES as usize);
-        let launch = Launch {
-            grid: [(rows * ctas) as u32, 1, 1],
-            block: [WL_SWIGLU_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &FEATURES.launch(&p)) }
     }
 
     /// Enqueues the kernel that makes e4m3 of out: what [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes of the out of
@@ -89,13 +113,8 @@ impl Swiglu {
         if args.rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            grid: [p.rows as u32, 1, 1],
-            block: [WL_SWIGLU_E4M3_THREADS, 1, 1],
-            ..Launch::new(bytemuck::bytes_of(&p))
-        };
         // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
-        unsafe { stream.launch(function, &launch) }
+        unsafe { stream.launch(function, &ROWS.launch(&p)) }
     }
 }
 

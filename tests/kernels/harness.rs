@@ -9,10 +9,12 @@ use rand_chacha::{
 };
 use warploom::{
     driver::{Buffer, Cuda, Driver, LaunchReport, Launched, Policy, Simulator, Stream},
-    kernels::{Dtype, Kernels},
+    kernels::{self, Dtype, Kernels},
 };
 
 use ptxsim::{Delivery, Schedule};
+
+use super::manifest::Manifest;
 
 /// A device with all kernels loaded.
 pub struct Rig {
@@ -68,10 +70,14 @@ impl Rig {
         bytes
     }
 
-    /// Runs `work` and returns its launches with their counters; none on a GPU.
+    /// Runs `work` and returns its launches with their counters, each as the manifest says that it is made; none on a GPU.
     pub fn reports(&self, work: impl FnOnce() -> warploom::Result<()>) -> Vec<LaunchReport> {
         match &self.simulator {
-            Some(simulator) => simulator.reports(work).expect("clean launches"),
+            Some(simulator) => {
+                let reports = simulator.reports(work).expect("clean launches");
+                reports.iter().for_each(|report| manifest().check(report));
+                reports
+            }
             None => {
                 work().expect("launches");
                 self.stream.synchronize().expect("synchronisation");
@@ -79,6 +85,12 @@ impl Rig {
             }
         }
     }
+}
+
+fn manifest() -> &'static Manifest {
+    static MANIFEST: OnceLock<Manifest> = OnceLock::new();
+    MANIFEST
+        .get_or_init(|| Manifest(serde_json::to_value(kernels::manifest().expect("kernels")).expect("JSON")))
 }
 
 /// Notes in the file that WARPLOOM_TALLY names what was launched and what was found wrong, for scripts/test to sum up.

@@ -10,6 +10,8 @@ mod embed;
 mod gemm;
 mod harness;
 mod linear;
+#[path = "../common/manifest.rs"]
+mod manifest;
 mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
