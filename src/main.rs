@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use warploom::{Result, error::printable};
 
-use command::{chat, compare, eval, generate, inspect, kernels, logits, output, performance, train};
+use command::{chat, compare, eval, export, generate, inspect, kernels, logits, output, performance, train};
 
 /// Llama inference with exact early-exit self-speculative decoding: the first layers draft, the rest verify, and
 /// the output equals that of plain decoding bit for bit
@@ -26,6 +26,7 @@ enum Cli {
     Inspect(inspect::InspectArgs),
     Train(train::TrainArgs),
     Kernels(kernels::KernelsArgs),
+    Export(export::ExportArgs),
     Report(performance::ReportArgs),
 }
 
@@ -39,6 +40,7 @@ fn run() -> Result<ExitCode> {
         Cli::Inspect(args) => inspect::run(args)?,
         Cli::Train(args) => train::run(args)?,
         Cli::Kernels(args) => kernels::run(args)?,
+        Cli::Export(args) => export::run(args)?,
         Cli::Report(args) => performance::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -350,7 +350,11 @@ fn every_help_ends_with_two_examples_that_run() {
         }
     }
     for name in names.iter().filter(|name| **name != "help") {
-        let absent = [("train", cfg!(feature = "train")), ("kernels", cfg!(feature = "cuda"))];
+        let absent = [
+            ("train", cfg!(feature = "train")),
+            ("kernels", cfg!(feature = "cuda")),
+            ("export", cfg!(feature = "cuda")),
+        ];
         if absent.contains(&(*name, false)) {
             continue;
         }
@@ -590,7 +594,9 @@ fn options_that_cannot_be_are_refused() {
     #[cfg(not(feature = "train"))]
     fails(&["train", "--text", "x", "--help"], 1, "--features train");
     #[cfg(not(feature = "cuda"))]
-    fails(&["kernels", "--json", "--help"], 1, "--features cuda");
+    for name in ["kernels", "export"] {
+        fails(&[name, "--json", "--help"], 1, "--features cuda");
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@ pub mod chat;
 pub mod compare;
 mod demo;
 pub mod eval;
+#[cfg_attr(not(feature = "cuda"), path = "export_absent.rs")]
+pub mod export;
 pub mod generate;
 mod input;
 pub mod inspect;
