@@ -79,6 +79,7 @@ fn a_folder_has_all_that_its_manifest_names() {
             let name = text(&entry["name"]);
             assert_eq!(name, compiled.name);
             assert!(!text(&entry["about"]).is_empty());
+            assert!(!entry["launch"].to_string().contains("\\n"), "{name}: expressions are one line each");
             let parameter = &manifest.0["structs"][text(&entry["parameter"])];
             assert_eq!(parameter["bytes"], entry["parameter_bytes"], "{name}");
             assert_eq!(ptx.entry(name).unwrap().parameters, [number(&entry["parameter_bytes"]) as u32]);

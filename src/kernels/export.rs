@@ -49,7 +49,7 @@ pub(super) const HEADERS: &[(&str, &str)] = headers![
 ///
 /// # Errors
 /// [`Error::File`] for a folder that holds anything else, [`Error::Io`] if it cannot be written, and those of
-/// [`manifest`].
+/// [`manifest()`].
 pub fn export(folder: &Path) -> Result<Manifest> {
     let manifest = manifest()?;
     let mut text = serde_json::to_string_pretty(&manifest)

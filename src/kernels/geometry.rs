@@ -1,7 +1,7 @@
 //! The sizes of launches (CTAs, threads, shared memory, scratch) as functions of a kernel's parameter struct.
 //!
 //! [`geometry!`] makes two things of one definition: the function that launches compute their sizes with, and the
-//! text that the [manifest](super::manifest) has of it for programs that launch the kernels themselves. So neither
+//! text that the [manifest](mod@super::manifest) has of it for programs that launch the kernels themselves. So neither
 //! can say what the other does not.
 
 use crate::{

@@ -166,36 +166,36 @@ pub struct LaunchSizes {
     /// Values with names, each of fields, constants and values before it.
     pub values: Vec<Value>,
     /// CTAs along x, y, z.
-    pub grid: [&'static str; 3],
+    pub grid: [String; 3],
     /// Threads of a CTA along x, y, z.
-    pub block: [&'static str; 3],
+    pub block: [String; 3],
     /// CTAs of a cluster along x, y, z.
-    pub cluster: [&'static str; 3],
+    pub cluster: [String; 3],
     /// Dynamic shared memory of a CTA in bytes.
-    pub dynamic_shared_bytes: &'static str,
+    pub dynamic_shared_bytes: String,
 }
 
 /// A value that other expressions name.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Value {
     /// Its name.
     pub name: &'static str,
     /// The expression.
-    pub value: &'static str,
+    pub value: String,
 }
 
 /// A range of device memory that a kernel uses for itself.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Scratch {
     /// The field that has its address.
     pub field: &'static str,
     /// Its size in bytes, an expression. With 0, the address may be 0.
-    pub bytes: &'static str,
+    pub bytes: String,
     /// How many of its first bytes must be zeros before the first launch, an expression; every launch leaves them
     /// zeros. What the others hold does not matter. Launches that run at the same time must not share it.
-    pub zeros: &'static str,
+    pub zeros: String,
 }
 
 /// Programmatic dependent launch (CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION), which machine code from sm_90
@@ -312,13 +312,17 @@ fn entry_point(
         requires: [vec!["version == WL_VERSION".to_string()], requires].concat(),
         chosen: chosen.iter().map(|&(fields, rule)| Choice { fields, rule }).collect(),
         launch: LaunchSizes {
-            values: sizes.values.iter().map(|&(name, value)| Value { name, value }).collect(),
-            grid: sizes.grid,
-            block: [sizes.block, "1", "1"],
-            cluster: ["1"; 3],
-            dynamic_shared_bytes: sizes.shared,
+            values: sizes.values.iter().map(|&(name, value)| Value { name, value: tidy(value) }).collect(),
+            grid: sizes.grid.map(tidy),
+            block: [sizes.block, "1", "1"].map(tidy),
+            cluster: ["1"; 3].map(tidy),
+            dynamic_shared_bytes: tidy(sizes.shared),
         },
-        scratch: sizes.scratch.iter().map(|&(field, bytes, zeros)| Scratch { field, bytes, zeros }).collect(),
+        scratch: sizes
+            .scratch
+            .iter()
+            .map(|&(field, bytes, zeros)| Scratch { field, bytes: tidy(bytes), zeros: tidy(zeros) })
+            .collect(),
         max_dynamic_shared_bytes: dynamic_shared_bytes(entry.name),
         max_threads: entry.threads,
         programmatic: Programmatic { waits, releases, always, ahead },
@@ -333,6 +337,12 @@ fn entry_point(
             })
             .collect(),
     })
+}
+
+/// An expression in one line, with the spaces of this one: where the compiler breaks it, and whether it sets indices
+/// apart, is its own affair.
+fn tidy(expression: &str) -> String {
+    expression.split_whitespace().collect::<Vec<_>>().join(" ").replace(" [", "[")
 }
 
 /// Of every entry in a text of PTX, whether it waits for launches before it, and releases those after it.
