@@ -380,6 +380,8 @@ impl Call<'_> {
             None => self.parts(numbers.view()),
         };
         let mut out = on.allocate(self.tokens() * self.width() * size_of::<T>())?;
+        // As on a GPU, where memory has been something else before.
+        on.stream.fill(&mut out.view_mut(), 0).map_err(failed(self.op))?;
         let mut scratch = on.allocate(self.scratch_bytes(on.kernels))?;
         let memory = Memory {
             q: q.view(),
