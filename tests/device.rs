@@ -725,6 +725,31 @@ fn rounds_run_without_graphs_where_there_can_be_none() {
     assert_eq!(graphless, (with, hash, false));
 }
 
+/// What is taken of a device is at most what is planned, the reserve hardly touched.
+fn assert_planned(name: &str, plan: &MemoryPlan, driver: &dyn Driver) {
+    let taken = plan.total - driver.free_memory().unwrap();
+    let planned = plan.needed() - plan.reserve + (2 << 20);
+    assert!(taken <= planned, "{name}: {planned} bytes are planned, and {taken} taken");
+}
+
+/// Where activations and the attention's scratch are most of it.
+#[test]
+fn workspace_is_planned() {
+    let json = r#"{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 4096,
+        "num_attention_heads": 16, "num_key_value_heads": 1, "vocab_size": 4096, "max_position_embeddings": 16384}"#;
+    let config = Config::from_json(Path::new("wide"), json.as_bytes(), None).unwrap();
+    let checkpoint = random::checkpoint(&config, json).unwrap();
+    for context in [64, 1024, 16384] {
+        let driver: Arc<dyn Driver> = Arc::new(Simulator::new(Simulation::default()));
+        let plan = MemoryPlan::new(&*driver, &checkpoint, context, false).unwrap();
+        let llama = Llama::new(&checkpoint, Gpu::new(driver.clone(), &checkpoint).unwrap(), context).unwrap();
+        let limits = Limits { sequences: 1, context, max_draft: MAX_DRAFT };
+        let generator = Generator::new(&llama, limits).unwrap();
+        assert_planned(&format!("context {context}"), &plan, &*driver);
+        drop(generator);
+    }
+}
+
 /// What a model is said to take is what it takes, and too much is refused before anything is there.
 #[test]
 fn memory_is_planned() {
@@ -753,8 +778,7 @@ fn memory_is_planned() {
         drop(kv);
         let limits = Limits { sequences: 1, context: 128, max_draft: MAX_DRAFT };
         let generator = Generator::new(&llama, limits).unwrap();
-        let all = plan.total - driver.free_memory().unwrap();
-        assert!(all <= plan.needed(), "{name}: {} are planned, and {all} taken", plan.needed());
+        assert_planned(name, &plan, &*driver);
         drop(generator);
 
         let small = Simulation { memory_bytes: plan.weights + plan.cache - 1, ..Simulation::default() };

@@ -215,7 +215,8 @@ fn compare<B: Backend>(llama: &Llama<B>, loaded: &Loaded, plan: &Plan) -> Result
     let footprint = Footprint::of_checkpoint(&loaded.checkpoint)?;
     let stats = speculative.stats();
     let draft = stats.drafted as f64 / stats.rounds.max(1) as f64;
-    // a·d + 1 are the tokens of a round, but where a draft that ended the drafting is kept: its round ends with it.
+    // a·d + 1 are the tokens of a round, but where a draft that ended the drafting is kept: its round ends with it. It also costs less, having
+    // no row of its own, so that the formula is a lower bound there.
     let kept = if draft > 0.0 { (stats.tokens_per_round() - 1.0) / draft } else { 0.0 };
     let predicted = speedup(config.layers, footprint.head_in_layers(), stats.exit_layer, draft, kept);
     Ok(Some(Comparison {

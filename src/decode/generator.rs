@@ -33,6 +33,11 @@ pub struct Limits {
 /// Room for logits of one pass of the head; a long verification takes several.
 const LOGIT_BYTES: usize = 8 << 20;
 
+/// Rows of one pass of the head, of rounds that have `round` rows for a sequence and passes of `rows`.
+pub(crate) fn logit_rows(vocab: usize, round: usize, rows: usize) -> usize {
+    (LOGIT_BYTES / (4 * vocab)).clamp(round, rows.max(round))
+}
+
 /// Generates text for up to [`Limits::sequences`] sequences in one batch, plainly or in rounds of early-exit
 /// speculation.
 ///
@@ -102,7 +107,7 @@ impl<'m, B: Backend> Generator<'m, B> {
         let pages = limits.sequences.saturating_mul(held + 1);
         let round_rows = limits.sequences * rows_per_round;
         let rows = round_rows.max(prefill_rows);
-        let logit_rows = (LOGIT_BYTES / (4 * config.vocab)).clamp(rows_per_round, rows.max(rows_per_round));
+        let logit_rows = logit_rows(config.vocab, rows_per_round, rows);
         let cache = Cache::new(pages, page, limits.sequences, per_sequence)?;
         let kv = llama.kv(&cache)?;
         let sizes =

@@ -11,6 +11,8 @@ mod round;
 pub mod sampling;
 mod sequence;
 
+#[cfg(feature = "cuda")]
+pub(crate) use generator::logit_rows;
 pub use generator::{Finished, Generator, Limits};
 pub use policy::{ExitPolicy, MAX_DRAFT, Plan, Policy, Round};
 pub use round::{Observer, logits_hash};

@@ -255,12 +255,13 @@ impl Output {
     /// [`Error::Io`] or [`Error::File`].
     pub fn save_model(&self, trainer: &Trainer, dtype: Dtype) -> Result<()> {
         let tensors = trainer.graph.layout.tensors(&trainer.config);
-        for tensor in &tensors {
-            let factor = if tensor.name == NORM { trainer.settings.logit_scale } else { 1.0 };
+        // The final norm's weight multiplies every logit of every exit.
+        let factor = |name: &str| if name == NORM { trainer.settings.logit_scale } else { 1.0 };
+        for tensor in tensors.iter().filter(|_| dtype == Dtype::F16) {
+            let weights = &trainer.weights[tensor.range.clone()];
             let largest =
-                trainer.weights[tensor.range.clone()].iter().fold(0.0, |most: f32, w| most.max(w.abs()))
-                    * factor;
-            if dtype == Dtype::F16 && f16::from_f32(largest).is_infinite() {
+                factor(&tensor.name) * weights.iter().fold(0.0, |most: f32, weight| most.max(weight.abs()));
+            if f16::from_f32(largest).is_infinite() {
                 let reason = format!(
                     "f16 has no number as large as {largest} in {}; go on with --resume --dtype bf16 or f32",
                     tensor.name
@@ -271,8 +272,7 @@ impl Output {
         let entries: Vec<Entry<'_>> = tensors
             .into_iter()
             .map(|tensor| {
-                // The final norm's weight multiplies every logit of every exit.
-                let factor = if tensor.name == NORM { trainer.settings.logit_scale } else { 1.0 };
+                let factor = factor(&tensor.name);
                 let values = Values::Rounded(&trainer.weights[tensor.range], factor, dtype);
                 Entry { name: tensor.name, shape: tensor.shape, values }
             })

@@ -238,8 +238,7 @@ fn patched(dir: &Path, bytes: &[u8], config: &Config, dtype: Dtype, mask: Mask) 
     let Some(fields) = json.as_object_mut() else {
         return Err(Error::file(&path, "is JSON, but no object"));
     };
-    let field = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-    fields.insert(field.to_owned(), json!(torch_name(dtype)));
+    set_dtype(fields, dtype);
     if config.masks[0] != mask {
         for field in ["sliding_window", "attention_chunk_size", "layer_types"] {
             fields.remove(field);
@@ -253,10 +252,15 @@ fn patched(dir: &Path, bytes: &[u8], config: &Config, dtype: Dtype, mask: Mask) 
 pub(super) fn retyped(bytes: &[u8], dtype: Dtype) -> Vec<u8> {
     let Ok(mut json) = serde_json::from_slice::<Value>(bytes) else { return bytes.to_vec() };
     if let Some(fields) = json.as_object_mut() {
-        let field = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        fields.insert(field.to_owned(), json!(torch_name(dtype)));
+        set_dtype(fields, dtype);
     }
     pretty(&json)
+}
+
+/// transformers 5 writes `dtype`, earlier ones `torch_dtype`.
+fn set_dtype(fields: &mut serde_json::Map<String, Value>, dtype: Dtype) {
+    let field = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    fields.insert(field.to_owned(), json!(torch_name(dtype)));
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

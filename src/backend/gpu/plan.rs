@@ -6,14 +6,12 @@ use super::{PAGE, PROMPT_ROWS};
 use crate::{
     backend::Heads,
     checkpoint::{Checkpoint, Dtype, footprint::Footprint},
-    decode::MAX_DRAFT,
+    decode::{MAX_DRAFT, logit_rows},
     driver::Driver,
     error::{Error, Result},
     kernels::{AttentionParts, Linear, PageLayout, most_scratch},
 };
 
-/// Rows of logits that are counted: of a round, of its drafts, and some more.
-const LOGIT_ROWS: u64 = 64;
 /// For machine code, graphs, and buffers of a few bytes a row.
 const RESERVE: u64 = 64 << 20;
 
@@ -28,8 +26,10 @@ pub struct MemoryPlan {
     pub cache: u64,
     /// Positions of that context.
     pub context: usize,
-    /// Activations, logits, scratch, and a reserve for machine code and graphs.
+    /// Activations, logits and scratch.
     pub workspace: u64,
+    /// Set aside for machine code, graphs, and buffers of a few bytes a row.
+    pub reserve: u64,
     /// What is free now.
     pub free: u64,
     /// All there is.
@@ -74,14 +74,17 @@ impl MemoryPlan {
         let rows = PROMPT_ROWS.min(context) as u64;
         // Products in e4m3 read rows of their own.
         let codes = if fp8 { rows * (hidden.max(intermediate) + 4) } else { 0 };
-        let logits = 4 * LOGIT_ROWS * config.vocab as u64;
+        let round = MAX_DRAFT + 1;
+        // Of the head's pass, and a round's own: of its drafts and of its verification.
+        let logit_rows = logit_rows(config.vocab, round, rows as usize) + MAX_DRAFT + round;
+        let logits = 4 * (logit_rows * config.vocab) as u64;
         let properties = driver.properties();
         let layout = PageLayout::heads_first(1, PAGE, heads.kv_heads, heads.padded);
         let attention = most_scratch(
             AttentionParts::Auto,
             properties.multiprocessors as usize,
             1,
-            MAX_DRAFT + 1,
+            round,
             heads.heads,
             &layout,
             context.next_multiple_of(PAGE),
@@ -89,14 +92,14 @@ impl MemoryPlan {
         // The products' workspace, gate and up, and a product to measure.
         let widest = (heads.qkv() as u64).max(hidden).max(intermediate);
         let library = if library { (32 << 20) + rows * size * (2 * intermediate + widest) } else { 0 };
-        let workspace =
-            rows * row + codes + logits + Linear::MOST_SCRATCH as u64 + attention + library + RESERVE;
+        let workspace = rows * row + codes + logits + Linear::MOST_SCRATCH as u64 + attention + library;
         Ok(MemoryPlan {
             device: properties.name.clone(),
             weights,
             cache,
             context,
             workspace,
+            reserve: RESERVE,
             free: driver.free_memory()?,
             total: properties.memory_bytes,
         })
@@ -104,7 +107,7 @@ impl MemoryPlan {
 
     /// All of it.
     pub fn needed(&self) -> u64 {
-        self.weights.saturating_add(self.cache).saturating_add(self.workspace)
+        [self.cache, self.workspace, self.reserve].into_iter().fold(self.weights, u64::saturating_add)
     }
 
     /// Refuses what will not fit.
@@ -122,7 +125,7 @@ impl MemoryPlan {
                 gib(self.weights),
                 gib(self.cache),
                 self.context,
-                gib(self.workspace)
+                gib(self.workspace.saturating_add(self.reserve))
             ),
             available: format!(
                 "{} of its {} are free: ask for a shorter --context, quantise with --fp8, or use --device cpu",
@@ -142,7 +145,7 @@ impl fmt::Display for MemoryPlan {
             gib(self.weights),
             gib(self.cache),
             self.context,
-            gib(self.workspace),
+            gib(self.workspace.saturating_add(self.reserve)),
             gib(self.free),
             gib(self.total)
         )
