@@ -23,21 +23,39 @@ mod params;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // For build scripts of dependents: DEP_WARPLOOM_INCLUDE is where warploom.h is; its functions are in the crate, with the feature `capi`.
-    // DEP_WARPLOOM_KERNELS, with the feature `cuda`, has a .fatbin and a .ptx of each file of kernels.
-    if let Some(folder) = std::env::var_os("CARGO_MANIFEST_DIR") {
-        println!("cargo::metadata=include={}", std::path::Path::new(&folder).join("cuda/include").display());
-    }
+    report(headers());
     #[cfg(feature = "cuda")]
     report(kernels::build());
     #[cfg(feature = "bindgen")]
     report(params::generate());
 }
 
+/// For build scripts of dependents: DEP_WARPLOOM_INCLUDE is a folder with warploom/warploom.h, whose functions are in the crate with the
+/// feature `capi`. DEP_WARPLOOM_KERNELS, with the feature `cuda`, has a .fatbin and a .ptx of each file of kernels.
+fn headers() -> Result<(), String> {
+    let include =
+        PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo runs this")?).join("include");
+    let folder = include.join("warploom");
+    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
+    println!("cargo::rerun-if-changed=cuda/include");
+    // A checkout without kernels has none.
+    for entry in fs::read_dir("cuda/include").into_iter().flatten().flatten() {
+        let to = folder.join(entry.file_name());
+        fs::copy(entry.path(), &to).map_err(|error| failed(&to, error))?;
+    }
+    println!("cargo::metadata=include={}", include.display());
+    Ok(())
+}
+
 /// Fails the build with the whole message, which may have many lines.
-#[cfg(any(feature = "cuda", feature = "bindgen"))]
 fn report(result: Result<(), String>) {
     let Err(message) = result else { return };
     for line in message.lines() {

@@ -17,9 +17,9 @@ use warploom::{
     driver::Buffer,
     kernels::{
         AcceptArgs, Adamw, AdamwArgs, AttentionDecode, AttentionDecodeArgs, AttentionPrefillArgs, EmbedArgs,
-        GemmArgs, GemmProjection, Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection,
-        MAX_DRAFT, PageLayout, PageTable, QuantizeFp8RowsArgs, RmsNormArgs, RopeAppendArgs, RoundRows,
-        RowTable, Rows, RowsMut, Sample, SampleArgs, SamplePass, SwigluArgs,
+        GemmArgs, Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, MAX_DRAFT, PageLayout,
+        PageTable, QuantizeFp8RowsArgs, RmsNormArgs, RopeAppendArgs, RoundRows, RowTable, Rows, RowsMut,
+        Sample, SampleArgs, SamplePass, SwigluArgs,
         params::{WlAdamwStatistics, WlAdamwStep, WlChoice, WlRound, WlSequence},
     },
     mask::{Mask, Pattern},
@@ -517,7 +517,7 @@ fn gemm(count: usize, product: Product) -> Case {
             let weights = product.weights(bench)?;
             let out = bench.zeros(product.out_bytes(count))?;
             Ok(Box::new(move |kernels, stream| {
-                let list = projections(&weights, inputs, |weight, features, column| GemmProjection {
+                let list = projections(&weights, inputs, |weight, features, column| LinearProjection {
                     weight,
                     scales: None,
                     bias: None,

@@ -41,29 +41,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let mut scratch = stream.alloc_zeros::<u8>(1 << 20)?;
     {
-        let (q, _q) = interop::view(&q, &stream);
-        let (k, _k) = interop::view(&k, &stream);
-        let (v, _v) = interop::view(&v, &stream);
-        let (table, _table) = interop::view(&table, &stream);
-        let (lengths, _lengths) = interop::view(&lengths, &stream);
-        let (offsets, _offsets) = interop::view(&offsets, &stream);
-        let (out, _out) = interop::view_mut(&mut out, &stream);
-        let (scratch, _scratch) = interop::view_mut(&mut scratch, &stream);
+        let q = interop::read(&q, &stream);
+        let k = interop::read(&k, &stream);
+        let v = interop::read(&v, &stream);
+        let table = interop::read(&table, &stream);
+        let lengths = interop::read(&lengths, &stream);
+        let offsets = interop::read(&offsets, &stream);
+        let mut out = interop::write(&mut out, &stream);
+        let mut scratch = interop::write(&mut scratch, &stream);
         let args = AttentionDecodeArgs {
             dtype: Dtype::Bf16,
             tokens: 2,
             sequences: 2,
             heads,
-            q: Rows { view: q, stride: heads * head_dim },
-            out: RowsMut { view: out, stride: heads * head_dim },
+            q: Rows { view: q.view(), stride: heads * head_dim },
+            out: RowsMut { view: out.view_mut(), stride: heads * head_dim },
             lse: None,
             layout,
-            k,
-            v,
-            table: PageTable { view: table, sequences: 2, stride: 3 },
+            k: k.view(),
+            v: v.view(),
+            table: PageTable { view: table.view(), sequences: 2, stride: 3 },
             slots: None,
-            lengths,
-            offsets,
+            lengths: lengths.view(),
+            offsets: offsets.view(),
             positions: None,
             max_rows: 1,
             max_keys: 48,
@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             softcap: 0.0,
             sinks: None,
         };
-        kernel.launch(&on, &args, scratch)?;
+        kernel.launch(&on, &args, scratch.view_mut())?;
     }
     let out = stream.clone_dtoh(&out)?;
     println!(

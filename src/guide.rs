@@ -18,14 +18,14 @@
 pub mod link_the_kernels {}
 
 #[cfg_attr(any(feature = "cli", not(doctest)), doc = include_str!("../docs/guide/run-a-checkpoint.md"))]
-///
-/// More: [`crate::checkpoint`], [`crate::model`], [`crate::decode`].
+#[cfg_attr(feature = "model", doc = "")]
+#[cfg_attr(feature = "model", doc = "More: [`crate::checkpoint`], [`crate::model`], [`crate::decode`].")]
 pub mod run_a_checkpoint {}
 
 #[doc = include_str!("../docs/guide/add-a-kernel.md")]
 pub mod add_a_kernel {}
 
-#[doc = include_str!("../docs/guide/add-an-exit-policy.md")]
-///
-/// More: [`crate::decode::policy`].
+#[cfg_attr(any(feature = "model", not(doctest)), doc = include_str!("../docs/guide/add-an-exit-policy.md"))]
+#[cfg_attr(feature = "model", doc = "")]
+#[cfg_attr(feature = "model", doc = "More: [`crate::decode::policy`].")]
 pub mod add_an_exit_policy {}

@@ -1,13 +1,25 @@
 //! Llama inference with exact early-exit self-speculative decoding: the first layers draft, the rest verify, and the
 //! output equals plain decoding bit for bit.
 //!
-//! From a checkpoint to tokens: [`checkpoint::Checkpoint`] opens a Hugging Face folder, [`model::Llama`] puts it on a
-//! [`backend`], [`decode::Generator`] decodes requests in rounds. [`mask`] has the attention patterns, [`cache`] the
-//! pages of keys and values; with the feature `cli` there is `text` (tokenizers, chat templates), with `train` the trainer.
+//! From a checkpoint to tokens: `checkpoint::Checkpoint` opens a Hugging Face folder, `model::Llama` puts it on a
+//! `backend`, `decode::Generator` decodes requests in rounds. [`mask`] has the attention patterns, `cache` the
+//! pages of keys and values.
+//!
+//! For runtimes of others: `kernels` are the CUDA kernels, each a function with checked arguments over memory and streams of the caller's, on a
+//! `driver`, a GPU or the simulator of one; `capi` is the same for C.
+//!
 //! [`optimizer`] stands for itself: AdamW that measures how stable it is. [`results`] is what benchmarks wrote.
 //! [`guide`] has whole programs: linking the kernels, running a checkpoint, adding a kernel or an exit policy.
 //!
-//! ```no_run
+//! | feature | what it adds | needs |
+//! |---|---|---|
+//! | `cli` (default) | the command, and `text`: tokenizers, chat templates | |
+//! | `model` (of `cli`) | `checkpoint`, `model`, `backend`, `cache`, `decode` | |
+//! | `train` | the trainer | |
+//! | `cuda` | `kernels` and `driver`; with `model` the backend on devices | nvcc and its C++ compiler |
+//! | `capi` | `capi`: the kernels as functions of C | as `cuda` |
+//! | `nvtx` | ranges for Nsight Systems | libclang |
+//!
 //! use warploom::{Result, backend::Cpu, checkpoint::Checkpoint, decode::*, model::Llama};
 //!
 //! fn main() -> Result<()> {
@@ -27,22 +39,31 @@
 //!     Ok(())
 //! }
 //! ```
+#[cfg(feature = "model")]
 pub mod backend;
+#[cfg(feature = "model")]
 pub mod cache;
 #[cfg(feature = "capi")]
 pub mod capi;
+#[cfg(feature = "model")]
 pub mod checkpoint;
+#[cfg(feature = "model")]
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod driver;
+#[cfg(any(feature = "cuda", feature = "model"))]
+mod dtype;
 pub mod error;
 pub mod guide;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod mask;
+#[cfg(any(feature = "cuda", feature = "model"))]
 mod memory;
+#[cfg(feature = "model")]
 pub mod model;
 pub mod optimizer;
+#[cfg(feature = "model")]
 mod range;
 pub mod results;
 #[cfg(feature = "cli")]

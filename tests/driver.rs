@@ -13,7 +13,15 @@ use warploom::{
     Error, Result,
     checkpoint::Dtype,
     driver::{
-        Buffer, Cuda, Driver, Event, Family, Handle, Launch, Policy, ProductShape, Simulator, Stream, open,
+        Buffer, Cuda, Driver, Event, Family, Handle, Launch, Policy, ProductShape, Simulator, Stream,
+        interop::{
+            self,
+            cudarc::{
+                self,
+                driver::{CudaContext, result::ctx},
+            },
+        },
+        open,
     },
 };
 
@@ -380,6 +388,57 @@ fn a_kernel_is_launched_as_it_was_asked() {
             Err(e @ Error::Device { .. }) => assert!(e.to_string().contains("nowhere"), "{e}"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// What the caller's thread does next still goes to the caller's GPU.
+#[test]
+fn calls_leave_the_context_as_it_was() {
+    for driver in drivers().into_iter().filter(|driver| driver.ordinal().is_some()) {
+        let stub = driver.properties().name == "Stub GPU";
+        // The stub takes any address for a context.
+        let others = if stub { &[0, 9][..] } else { &[0] };
+        for other in others.iter().map(|&other| other as cudarc::driver::sys::CUcontext) {
+            // SAFETY: none, or of the stub, which never looks at it.
+            unsafe { ctx::set_current(other) }.unwrap();
+            let current = || ctx::get_current().unwrap().unwrap_or(std::ptr::null_mut());
+            let stream = Stream::new(&driver).unwrap();
+            let buffer = Buffer::from_slice(&stream, &pattern(1000, 3)).unwrap();
+            assert_eq!(read(&stream, &buffer), pattern(1000, 3));
+            assert!(launch(&driver, |launch| launch.grid[0] = 0).is_err());
+            drop((buffer, stream));
+            assert_eq!(current(), other);
+            assert!(open("cuda:0").is_ok());
+            assert_eq!(current(), other);
+        }
+    }
+}
+
+/// Slices and streams of cudarc's, which does its own bookkeeping beside this crate's.
+#[test]
+fn cudarc_lends_its_memory_and_streams() {
+    let Some(driver) = drivers().into_iter().find(|driver| driver.ordinal().is_some()) else { return };
+    let context = CudaContext::new(driver.ordinal().unwrap()).unwrap();
+    let stream = context.new_stream().unwrap();
+    let own = interop::device(&context).unwrap();
+    // The stub reads it when the copy comes to its turn.
+    let numbers = pattern(1000, 7);
+    let x = stream.clone_htod(&numbers).unwrap();
+    let mut y = stream.alloc_zeros::<u8>(1000).unwrap();
+    {
+        let on = interop::stream(&own, &stream).unwrap();
+        let x = interop::read(&x, &stream);
+        let mut y = interop::write(&mut y, &stream);
+        assert_eq!((x.view().bytes(), y.view_mut().bytes()), (1000, 1000));
+        on.copy(x.view(), &mut y.view_mut()).unwrap();
+    }
+    let copy = stream.clone_dtoh(&y).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(copy, numbers);
+    let simulator: Arc<dyn Driver> = Arc::new(Simulator::new(Policy::default()));
+    match interop::stream(&simulator, &stream) {
+        Err(e @ Error::Argument { .. }) => assert!(e.to_string().contains("one of the simulator"), "{e}"),
+        other => panic!("{:?}", other.err()),
     }
 }
 

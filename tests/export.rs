@@ -27,6 +27,22 @@ use warploom::{
 
 use manifest::{Launch, Manifest, Sizes, array, number, text};
 
+/// A small model's.
+const SHAPES: Shapes = Shapes {
+    dtype: Dtype::Bf16,
+    hidden: 512,
+    intermediate: 1024,
+    heads: 8,
+    kv_heads: 2,
+    head_dim: 64,
+    vocab: 9000,
+    rows: 5,
+    context: 320,
+    prompt: 64,
+    fp8: false,
+    mask: Mask::CAUSAL,
+};
+
 fn export(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warploom"));
     command.arg("export").args(arguments).output().expect("the command starts")
@@ -142,24 +158,116 @@ fn structs_have_no_gaps() {
     assert_eq!(manifest.constants["WL_ATTENTION_MAX_KEYS"], 1 << 28);
 }
 
+/// What the functions of Rust refuse before a launch, the manifest lets nobody launch.
+#[test]
+fn what_is_refused_is_not_required() {
+    let manifest = Manifest(serde_json::to_value(kernels::manifest().unwrap()).unwrap());
+    let heads = [
+        ("head_dim", -8.0),
+        ("head_dim", 0.0),
+        ("head_dim", 60.0),
+        ("heads", 7.0),
+        ("heads", 8192.0),
+        ("kv_heads", 0.0),
+        ("kv_heads", 3.0),
+        ("max_keys", 0.0),
+        ("max_keys", f64::from(1 << 30)),
+        ("max_rows", 0.0),
+        ("sequences", 65536.0),
+        ("tokens", 0.0),
+        ("q_stride", 260.0),
+        ("out_stride", 1.0),
+        ("mask.pattern", 7.0),
+        ("mask.pattern", 1.0), // a window of 0 keys
+        ("mask.keys", -1000.0),
+        ("mask.prefix", -1.0),
+        ("pages.page_size", 12.0),
+        ("pages.slot_stride", 12.0),
+        ("pages.type", 2.0),
+    ];
+    let products = [
+        ("rows", 0.0),
+        ("inputs", 0.0),
+        ("inputs", f64::from(1 << 30)),
+        ("epilogue", 4.0),
+        ("projections", 0.0),
+        ("projections", 4.0),
+        ("projection[0].features", 0.0),
+        ("projection[0].column", -1.0),
+        ("projection[0].column", f64::from(1 << 28)),
+        ("projection[0].stride", 1.0),
+        ("out_stride", 1.0),
+        ("x_stride", 1.0),
+        ("weight_type", 2.0),
+    ];
+    let wrong: &[(&str, &[(&str, f64)])] = &[
+        ("wl_attention", &heads),
+        ("wl_attention_decode", &[("max_rows", 65.0), ("part_keys", 0.0), ("part_keys", 100.0)]),
+        ("wl_linear", &products),
+        (
+            "wl_linear",
+            &[
+                ("rows", 65.0),
+                ("segments", 0.0),
+                ("segments", 9.0),
+                ("segment_length", 100.0),
+                ("segment_length", 0.0),
+            ],
+        ),
+        ("wl_gemm", &products),
+        (
+            "wl_rope_append",
+            &[
+                ("head_dim", 63.0),
+                ("head_dim", 258.0),
+                ("kv_heads", 0.0),
+                ("qkv_stride", 1.0),
+                ("pages.page_size", 12.0),
+            ],
+        ),
+        (
+            "wl_rms_norm",
+            &[("width", 0.0), ("width", 1.5e9), ("x_stride", 1.0), ("y_stride", 1.0), ("y_type", 7.0)],
+        ),
+        ("wl_swiglu", &[("width", 0.0), ("width", 1e8), ("gate_stride", 1.0), ("out_type", 7.0)]),
+        ("wl_embed", &[("width", 0.0), ("width", 1e8), ("out_stride", 1.0), ("vocabulary", -1.0)]),
+        ("wl_quantize_fp8_rows", &[("width", 0.0), ("q_stride", 1.0)]),
+        (
+            "wl_sample",
+            &[("mode", 2.0), ("rows", 4097.0), ("vocab", 3e6), ("steps", 18.0), ("logits_stride", 1.0)],
+        ),
+        ("wl_round_begin", &[("steps", 0.0), ("steps", 18.0), ("slots", -1.0)]),
+        ("wl_accept", &[("vocab", 0.0), ("vocab", 3e6), ("steps", 17.0), ("verify_rows", -1.0)]),
+        ("wl_adamw", &[("count", -1.0), ("count", 1e13), ("gradient_type", 7.0)]),
+    ];
+    let families: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    let mut survey = Survey::new(SHAPES).unwrap();
+    let mut tried = BTreeSet::new();
+    for family in families {
+        for launch in survey.family(family).unwrap() {
+            let report = launch.report;
+            let every = [("version", 2.0), ("type", 7.0)];
+            let of_entry = wrong.iter().filter(|(prefix, _)| report.entry.starts_with(prefix));
+            let fields = of_entry.flat_map(|(_, fields)| fields.iter()).chain(&every);
+            for (field, value) in fields {
+                // An entry without the field, as rounds have no type.
+                let Some(parameter) = manifest.with(report.entry, &report.parameter, field, *value) else {
+                    continue;
+                };
+                let taken = manifest.try_launch(report.entry, &parameter);
+                assert!(taken.is_err(), "{} with {field} {value}", report.entry);
+                tried.insert((report.entry, *field));
+            }
+        }
+    }
+    assert!(tried.len() > 300, "{}", tried.len());
+}
+
 /// Launches of every entry at two shapes and under other masks; tests/kernels checks those of its random shapes.
 #[test]
 fn every_launch_is_as_the_manifest_says() {
     let manifest = Manifest(serde_json::to_value(kernels::manifest().unwrap()).unwrap());
-    let shapes = Shapes {
-        dtype: Dtype::Bf16,
-        hidden: 512,
-        intermediate: 1024,
-        heads: 8,
-        kv_heads: 2,
-        head_dim: 64,
-        vocab: 9000,
-        rows: 5,
-        context: 320,
-        prompt: 64,
-        fp8: false,
-        mask: Mask::CAUSAL,
-    };
+    let shapes = SHAPES;
     let mut launched = BTreeSet::new();
     let mut survey = |shapes: Shapes, families: &[&str]| {
         let mut survey = Survey::new(shapes).unwrap();
@@ -182,6 +290,18 @@ fn every_launch_is_as_the_manifest_says() {
     }
     let known: BTreeSet<&str> = FAMILIES.iter().flat_map(|f| f.entries).map(|entry| entry.name).collect();
     assert_eq!(launched, known);
+
+    // Names stand for one thing.
+    for module in array(&manifest.0["modules"]) {
+        for entry in array(&module["entries"]) {
+            let fields = array(&manifest.0["structs"][text(&entry["parameter"])]["fields"]);
+            for value in array(&entry["launch"]["values"]) {
+                let same = |field: &&Value| field["name"] == value["name"];
+                assert_eq!(fields.iter().find(same), None, "{}", entry["name"]);
+                assert_eq!(manifest.0["constants"].get(text(&value["name"])), None, "{}", entry["name"]);
+            }
+        }
+    }
 
     // What is compared can differ.
     let launches = Survey::new(shapes).unwrap().family("embed").unwrap();

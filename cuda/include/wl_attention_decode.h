@@ -58,8 +58,8 @@ typedef struct WlAttentionDecode {
     uint64_t documents;   /* i32 [tokens]: first position of the row's document, or 0 */
     uint64_t tree;        /* u64 [tokens], or 0 */
     uint64_t sinks;       /* f32 [heads]: logits that join the softmax without a value, to 2e38 in magnitude; or 0 */
-    uint64_t parts;       /* f32 [tokens, heads, ceil(max_keys / part_keys), head_dim]; 0 if there is one part */
-    uint64_t sums;        /* f32 [tokens, heads, ceil(max_keys / part_keys), 2]: maximum and sum; 0 likewise */
+    uint64_t parts;       /* f32 [tokens, heads, ceil(max_keys / part_keys), head_dim], at a multiple of 16 bytes; 0 if there is one part */
+    uint64_t sums;        /* f32 [tokens, heads, ceil(max_keys / part_keys), 2]: maximum and sum, likewise */
     int64_t q_stride;     /* elements from row to row, a multiple of 8, as all strides here */
     int64_t out_stride;
     WlMask mask;

@@ -12,9 +12,11 @@
 #define WL_BF16 0
 #define WL_F16 1
 #define WL_F32 2
-#define WL_E4M3 3
+#define WL_E4M3 3 /* OCP's e4m3fn, a byte: largest 448, NaN 0x7f and 0xff, no infinities; rows with a scale in f32 each */
 
-/* Attention patterns: per query row at absolute position q the visible keys are [0, prefix) and [lo, hi). */
+/* Attention patterns: per query row at absolute position q the visible keys are [0, prefix) and [lo, hi), within the
+ * sequence. With the first four, which are causal, the prefix ends with the row itself, at min(prefix, q + 1); with the
+ * others, rows with q < prefix see all keys. A row whose document begins after 0 has no prefix. */
 #define WL_CAUSAL 0    /* lo = 0, hi = q + 1 */
 #define WL_WINDOW 1    /* lo = q - keys + 1, hi = q + 1 */
 #define WL_CHUNK 2     /* lo = keys * (q / keys), hi = q + 1 */
@@ -25,8 +27,8 @@
 
 typedef struct WlMask {
     uint32_t pattern; /* WL_CAUSAL .. WL_FULL */
-    int32_t keys;     /* width of the window, chunk or block; 0 for patterns without one */
-    int32_t prefix;   /* first positions that every row sees: sinks, global tokens */
+    int32_t keys;     /* width of the window, chunk or block, even with WL_BLOCKWISE; 0 for patterns without one */
+    int32_t prefix;   /* first positions that rows see on top of it: sinks, global tokens */
     int32_t reserved;
 } WlMask;
 

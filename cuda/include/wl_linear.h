@@ -12,6 +12,10 @@
 #define WL_LINEAR_FEATURES 128
 /* Most rows of a launch. */
 #define WL_LINEAR_ROWS 64
+/* Most inputs, and features and columns of a projection. */
+#define WL_LINEAR_MOST 536870912
+/* The most scratch that any launch needs, in bytes. */
+#define WL_LINEAR_MOST_SCRATCH 8389632
 /* Most projections of a launch. */
 #define WL_LINEAR_PROJECTIONS 3
 /* Most segments of k. */
@@ -61,7 +65,8 @@ typedef struct WlLinear {
     uint64_t out;            /* T or f32 [rows, out_stride] */
     uint64_t out_stats;      /* f32 [rows, ceil(features / 64)]: those of out, with WL_LINEAR_ADD; or 0 */
     uint64_t scratch;        /* u32 [WL_LINEAR_TICKETS], 0 before and after every launch; then
-                                f32 [blocks, segments, rows, WL_LINEAR_FEATURES]; not used with one segment */
+                                f32 [blocks, segments, rows, WL_LINEAR_FEATURES]; at a multiple of 16 bytes; not used with
+                                one segment */
     int64_t x_stride;        /* elements from row to row */
     int64_t out_stride;
     WlProjection projection[WL_LINEAR_PROJECTIONS];

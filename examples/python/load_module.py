@@ -46,8 +46,9 @@ class Kernel:
         for field in layout["fields"]:
             value = values.get(field["name"])
             if value is not None:
-                packed = (self.pack(value, field["type"]) if isinstance(value, dict)
-                          else struct.pack("<" + self.FORMATS[field["type"]], value))
+                items = value if isinstance(value, list) else [value]  # an array of numbers or structs
+                packed = b"".join(self.pack(item, field["type"]) if isinstance(item, dict)
+                                  else struct.pack("<" + self.FORMATS[field["type"]], item) for item in items)
                 parameter[field["offset"]:field["offset"] + len(packed)] = packed
         return bytes(parameter)
 
@@ -67,14 +68,18 @@ class Kernel:
 
     def sizes(self, parameter):
         """Grid, block and bytes of dynamic shared memory."""
-        names = {**self.constants, **self.unpack(parameter, self.entry["parameter"])}
+        launch = self.entry["launch"]
+        values = {value["name"]: value["value"] for value in launch["values"]}
+
+        class Names(dict):
+            def __missing__(self, name):
+                return evaluate(values[name])  # when it is named
+
+        names = Names({**self.constants, **self.unpack(parameter, self.entry["parameter"])})
 
         def evaluate(expression):
             return int(eval(expression.replace("/", "//"), self.FUNCTIONS, names))
 
-        launch = self.entry["launch"]
-        for value in launch["values"]:
-            names[value["name"]] = evaluate(value["value"])
         for required in self.entry["requires"]:
             if not evaluate(required):
                 sys.exit(f"{self.entry['name']} requires {required}")

@@ -163,10 +163,15 @@ impl Device {
     /// Copies to the host.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the range does not lie within one allocation.
+    /// [`Error::Memory`] if the range does not lie within one allocation, or the host has no room for the copy.
     pub fn read(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         self.synchronise();
-        Ok(self.arena.read(address, bytes)?.to_vec())
+        let found = self.arena.read(address, bytes)?;
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(bytes)
+            .map_err(|_| Error::Memory(format!("the host has no room for a copy of {bytes} bytes")))?;
+        copy.extend_from_slice(found);
+        Ok(copy)
     }
 
     /// Whether the host or a kernel has written every byte of a range.
@@ -175,6 +180,19 @@ impl Device {
     /// [`Error::Memory`] if the range does not lie within one allocation.
     pub fn is_written(&self, address: u64, bytes: usize) -> Result<bool> {
         self.arena.is_written(address, bytes)
+    }
+
+    /// The first address of a range that neither the host nor a kernel has written; None if all of it was.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the range does not lie within one allocation.
+    pub fn unwritten(&self, address: u64, bytes: usize) -> Result<Option<u64>> {
+        self.arena.unwritten(address, bytes)
+    }
+
+    /// Address and size of the allocation around an address; None where there is none.
+    pub fn allocation(&self, address: u64) -> Option<(u64, u64)> {
+        self.arena.allocation(address)
     }
 
     /// Makes a range unwritten again.

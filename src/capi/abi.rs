@@ -75,7 +75,8 @@ const _: () = {
     ["Offset of field: WlMatrix::view"][::std::mem::offset_of!(WlMatrix, view) - 0usize];
     ["Offset of field: WlMatrix::stride"][::std::mem::offset_of!(WlMatrix, stride) - 16usize];
 };
-/// y = w * h / sqrt(mean(h^2) + eps), with h = x or the new residual x + residual; rms_norm.cu.
+/** y = w * round(h / sqrt(mean(h^2) + eps)), with h = x or the new residual round(x + residual), rounded to dtype. In place:
+new_residual may be residual or x, and y may be x or residual, with equal strides; a y of e4m3 overlaps none of them.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlRmsNormArgs {
@@ -91,7 +92,7 @@ pub struct WlRmsNormArgs {
     pub x: WlMatrix,
     /// \[rows, width\], or none
     pub residual: WlMatrix,
-    /// \[rows, width\], may be residual; with a residual
+    /// \[rows, width\], with a residual; else none
     pub new_residual: WlMatrix,
     /// \[width\]
     pub weight: WlView,
@@ -99,7 +100,7 @@ pub struct WlRmsNormArgs {
     pub y: WlMatrix,
     /// f32 \[rows\], with a y of e4m3
     pub y_scales: WlView,
-    /// f32 \[rows, ceil(width / 64)\]: sums of squares of h; or none, and none with a y of e4m3
+    /// f32 \[rows, ceil(width / 64)\]: sums of squares of h; or none
     pub stats: WlView,
     /// i32 \[rows\]: a row with a negative one is left out; or none
     pub positions: WlView,
@@ -165,7 +166,7 @@ const _: () = {
     ["Offset of field: WlEmbedArgs::out"][::std::mem::offset_of!(WlEmbedArgs, out) - 88usize];
     ["Offset of field: WlEmbedArgs::stats"][::std::mem::offset_of!(WlEmbedArgs, stats) - 112usize];
 };
-/// out = silu(gate) * up.
+/// out = round(silu(gate) * up). In place: out may be gate or up, with equal strides; an out of e4m3 overlaps neither.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlSwigluArgs {
@@ -281,7 +282,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlPageTable {
-    /// i32 \[sequences, stride\]
+    /// i32 \[sequences, stride\]: page ids
     pub view: WlView,
     pub sequences: u64,
     /// entries of a row
@@ -295,7 +296,7 @@ const _: () = {
     ["Offset of field: WlPageTable::sequences"][::std::mem::offset_of!(WlPageTable, sequences) - 16usize];
     ["Offset of field: WlPageTable::stride"][::std::mem::offset_of!(WlPageTable, stride) - 24usize];
 };
-/// Rotates q in place and writes rotated keys, and values, to their pages; WlRopeAppend tells more.
+/// Rotates q in place and writes rotated keys, and values, to their pages; WlRopeAppend in wl_rope_append.h tells more.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlRopeAppendArgs {
@@ -308,7 +309,7 @@ pub struct WlRopeAppendArgs {
     pub qkv: WlMatrix,
     /// i32 \[rows\]: a row with a negative one is left out
     pub positions: WlView,
-    /// i32 \[rows\]: each row's sequence, a row of the table
+    /// i32 \[rows\] (of attention \[sequences\]): each row's sequence, a row of the table
     pub slots: WlView,
     /// f32 \[head_dim / 2\]: radians per position, up to 1
     pub frequencies: WlView,
@@ -319,7 +320,7 @@ pub struct WlRopeAppendArgs {
     /// written
     pub v: WlView,
     pub table: WlPageTable,
-    /// of cosines and sines, 1 unless a RoPE variant has another
+    /// of cosines and sines, 1 unless a RoPE variant has another; not 0
     pub magnitude: f32,
     pub reserved: u32,
 }
@@ -391,10 +392,10 @@ pub struct WlAttentionDecodeArgs {
     pub documents: WlView,
     /// u64 \[tokens\]: bit j permits key length - 64 + j; or none
     pub tree: WlView,
-    /// f32 \[heads\]; or none
+    /// f32 \[heads\]: logits that join the softmax without a value, neither scaled nor capped; or none
     pub sinks: WlView,
     pub mask: WlMask,
-    /// of wl_attention_decode_scratch bytes; or none where that is 0
+    /// of wl_attention_decode_scratch bytes, whatever they hold; or none where that is 0
     pub scratch: WlView,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -457,25 +458,41 @@ const _: () = {
 pub struct WlAttentionPrefillArgs {
     pub version: u32,
     pub dtype: u32,
+    /// rows of all sequences; tokens * heads to 2^30
     pub tokens: u64,
+    /// to 65535
     pub sequences: u64,
+    /// a multiple of kv_heads
     pub heads: u64,
+    /// most rows of a sequence
     pub max_rows: u64,
+    /// most keys of a sequence
     pub max_keys: u64,
     pub scale: f32,
+    /// or 0
     pub softcap: f32,
+    /// \[tokens, heads, head_dim\]
     pub q: WlMatrix,
+    /// \[tokens, heads, head_dim\]
     pub out: WlMatrix,
+    /// f32 \[heads, tokens\]; or none
     pub lse: WlView,
+    /// as above, and all that follows
     pub layout: WlPageLayout,
     pub k: WlView,
     pub v: WlView,
     pub table: WlPageTable,
+    /// i32 \[sequences\]; or none
     pub slots: WlView,
+    /// i32 \[sequences\]
     pub lengths: WlView,
+    /// i32 \[sequences + 1\]
     pub offsets: WlView,
+    /// i32 \[tokens\]; or none
     pub positions: WlView,
+    /// i32 \[tokens\]; or none
     pub documents: WlView,
+    /// f32 \[heads\]; or none
     pub sinks: WlView,
     pub mask: WlMask,
 }
@@ -534,9 +551,9 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlProjectionArgs {
-    /// \[features, inputs\], of dtype or, with x_scales, e4m3; none: there are no more projections
+    /// \[features, inputs\], of dtype or, with x_scales, e4m3; all zeros: there are no more projections
     pub weight: WlMatrix,
-    /// f32 \[features\], with x_scales; else none
+    /// f32 \[features\] at a multiple of 16 bytes, with x_scales; else none
     pub scales: WlView,
     /// \[features\]; or none
     pub bias: WlView,
@@ -574,7 +591,7 @@ pub struct WlLinearArgs {
     /// f32 \[rows, ceil(inputs / 64)\], with norm_weight: sums of squares of x
     pub norm_stats: WlView,
     pub norm_eps: f32,
-    /// as in WlLinear; 0 on streams as they are made here, which do not overlap
+    /// 1: on an overlapping stream more weights go to L2 before it is known whether a row is alive; or 0
     pub prefetch: u32,
     pub reserved: u32,
     /// WL_LINEAR_STORE, _STORE_F32, _ADD: out is added to, _SWIGLU: gate, up are the projections
@@ -584,7 +601,7 @@ pub struct WlLinearArgs {
     pub out: WlMatrix,
     /// f32 \[rows, ceil(features / 64)\], with WL_LINEAR_ADD: sums of squares of out; or none
     pub out_stats: WlView,
-    /// of wl_linear_scratch bytes, zeros before the first launch; or none where that is 0
+    /// of wl_linear_scratch bytes, zeros before the first launch, and after each; or none where that is 0
     pub scratch: WlView,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -611,7 +628,7 @@ const _: () = {
     ["Offset of field: WlLinearArgs::out_stats"][::std::mem::offset_of!(WlLinearArgs, out_stats) - 368usize];
     ["Offset of field: WlLinearArgs::scratch"][::std::mem::offset_of!(WlLinearArgs, scratch) - 384usize];
 };
-/// Products of any number of rows on tensor cores.
+/// Products of any number of rows on tensor cores; all as in WlLinearArgs.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlGemmArgs {
@@ -619,12 +636,17 @@ pub struct WlGemmArgs {
     pub dtype: u32,
     pub rows: u64,
     pub inputs: u64,
+    /// \[rows, inputs\], e4m3 with x_scales
     pub x: WlMatrix,
+    /// f32 \[rows\]; or none
     pub x_scales: WlView,
+    /// WL_LINEAR_STORE .. WL_LINEAR_SWIGLU
     pub epilogue: u32,
     pub reserved: u32,
     pub projections: [WlProjectionArgs; 3usize],
+    /// \[rows, ...\], of dtype or f32
     pub out: WlMatrix,
+    /// f32 \[rows, ceil(features / 64)\], with WL_LINEAR_ADD; or none
     pub out_stats: WlView,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -668,9 +690,9 @@ pub struct WlRoundRows {
     /// of a step
     pub draft_rows: u64,
     pub verify_rows: u64,
-    /// \[steps, draft_rows\]
+    /// \[steps, draft_rows\]; or none where these are 0
     pub draft: WlRowTable,
-    /// \[verify_rows\]
+    /// \[verify_rows\]; or none where these are 0
     pub verify: WlRowTable,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -724,7 +746,7 @@ pub struct WlSampleArgs {
     pub version: u32,
     /// WL_SAMPLE_DRAFT or WL_SAMPLE_VERIFY
     pub mode: u32,
-    /// of the draft, with WL_SAMPLE_DRAFT
+    /// of the draft, with WL_SAMPLE_DRAFT; else 0
     pub step: u64,
     /// rows of the step, or of the verification, that are computed
     pub first_row: u64,
@@ -745,7 +767,7 @@ pub struct WlSampleArgs {
     pub probabilities: WlMatrix,
     /// u64 \[verify_rows\]; or none
     pub hashes: WlView,
-    /// of wl_sample_scratch bytes, zeros before the first launch
+    /// of wl_sample_scratch bytes, zeros before the first launch, and after each
     pub scratch: WlView,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -785,7 +807,7 @@ pub struct WlAcceptArgs {
     pub states: WlView,
     /// WlRound \[slots\]
     pub rounds: WlView,
-    /// as in WlSampleArgs, written; or none
+    /// u32 \[slots, ceil(vocab / 32)\], as in WlSampleArgs, written; or none
     pub seen: WlMatrix,
     /// WlChoice \[slots, WL_MAX_DRAFT\]
     pub draft_choices: WlView,
@@ -797,7 +819,7 @@ pub struct WlAcceptArgs {
     pub draft_rows: u64,
     /// elements from step to step
     pub draft_step_stride: u64,
-    /// f32 \[verify_rows, vocab\], with draft_logits
+    /// f32 \[verify_rows, vocab\], with draft_logits; else none
     pub verify_logits: WlMatrix,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -856,7 +878,7 @@ pub struct WlAdamwArgs {
     pub step: WlView,
     /// WlAdamwStatistics, written
     pub statistics: WlView,
-    /// of wl_adamw_scratch bytes, zeros before the first launch
+    /// of wl_adamw_scratch bytes, zeros before the first launch, and after each
     pub scratch: WlView,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

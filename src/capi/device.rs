@@ -98,13 +98,26 @@ pub(super) fn size(argument: &'static str, value: u64) -> Result<usize> {
         .map_err(|_| Error::argument(argument, format!("{value} exceeds the address space")))
 }
 
-/// A view to read. The caller of a function of C has promised what [`View::from_raw`] asks for.
-pub(super) fn view(argument: &'static str, view: WlView) -> std::result::Result<View<'static>, Failure> {
-    if view.address == 0 {
+/// A range of memory that is not null, within an address space.
+fn range(argument: &'static str, view: WlView) -> std::result::Result<(u64, usize), Failure> {
+    let WlView { address, bytes } = view;
+    if address == 0 {
         return Err(Failure::Null(argument));
     }
+    match isize::try_from(bytes) {
+        Ok(size) if address.checked_add(bytes).is_some() => Ok((address, size as usize)),
+        _ => {
+            let reason = format!("{bytes} bytes at {address:#x} exceed the address space");
+            Err(Error::argument(argument, reason).into())
+        }
+    }
+}
+
+/// A view to read. The caller of a function of C has promised what [`View::from_raw`] asks for.
+pub(super) fn view(argument: &'static str, view: WlView) -> std::result::Result<View<'static>, Failure> {
+    let (address, bytes) = range(argument, view)?;
     // SAFETY: the promise of the header: memory stays allocated until the work is done.
-    Ok(unsafe { View::from_raw(view.address, size(argument, view.bytes)?) })
+    Ok(unsafe { View::from_raw(address, bytes) })
 }
 
 /// A view to write.
@@ -112,11 +125,9 @@ pub(super) fn view_mut(
     argument: &'static str,
     view: WlView,
 ) -> std::result::Result<ViewMut<'static>, Failure> {
-    if view.address == 0 {
-        return Err(Failure::Null(argument));
-    }
+    let (address, bytes) = range(argument, view)?;
     // SAFETY: the promise of the header: also that nothing else uses it at that time.
-    Ok(unsafe { ViewMut::from_raw(view.address, size(argument, view.bytes)?) })
+    Ok(unsafe { ViewMut::from_raw(address, bytes) })
 }
 
 /// Opens a device.
@@ -282,6 +293,24 @@ pub unsafe extern "C" fn wl_stream_of_cuda(
         // SAFETY: as above.
         let stream = unsafe { Stream::from_raw(&device.0.driver, cuda_stream as u64)? };
         *to = Box::into_raw(Box::new(WlStream { stream, device: device.0.clone() }));
+        Ok(())
+    })
+}
+
+/// Lets kernels on a stream begin while those before them end, or not.
+///
+/// # Safety
+/// `stream` is there, and used by no other call, or null; kernels that write weights are waited for as `warploom.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wl_stream_set_overlapping(stream: *mut WlStream, on: u32) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let stream = unsafe { place(stream, "stream")? };
+        if on > 1 {
+            return Err(Error::argument("on", format!("{on}; supported are 0 and 1")).into());
+        }
+        // SAFETY: as above.
+        unsafe { stream.stream.set_overlapping(on == 1) };
         Ok(())
     })
 }

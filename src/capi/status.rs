@@ -19,7 +19,8 @@ thread_local! {
 /// Why a function fails.
 pub(super) enum Failure {
     Null(&'static str),
-    Version(u32),
+    /// What was given, the type of its struct, and the version there.
+    Version(&'static str, &'static str, u32),
     Crate(Error),
 }
 
@@ -38,17 +39,18 @@ pub(super) fn status(work: impl FnOnce() -> Outcome) -> i32 {
     let (status, words) = match outcome {
         Ok(Ok(())) => return WL_OK as i32,
         Ok(Err(Failure::Null(what))) => (WL_ERROR_NULL, format!("{what} is null")),
-        Ok(Err(Failure::Version(found))) => (
+        Ok(Err(Failure::Version(what, kind, found))) => (
             WL_ERROR_VERSION,
             format!(
-                "a struct of version {found}; this library's is {WL_VERSION}: compile with its header, and set the field"
+                "{what} ({kind}): version is {found}, this library's is {WL_VERSION}: compile with its header, and set the field"
             ),
         ),
         Ok(Err(Failure::Crate(error))) => {
             let status = match &error {
                 Error::Argument { .. } => WL_ERROR_ARGUMENT,
                 Error::Capacity { .. } => WL_ERROR_MEMORY,
-                Error::Device { .. } => WL_ERROR_DEVICE,
+                // Files are the simulator's, of the kernels that WARPLOOM_PTX names.
+                Error::Device { .. } | Error::Io { .. } | Error::File { .. } => WL_ERROR_DEVICE,
                 _ => WL_ERROR_INTERNAL,
             };
             (status, error.to_string())
@@ -60,7 +62,8 @@ pub(super) fn status(work: impl FnOnce() -> Outcome) -> i32 {
         }
     };
     let words = CString::new(words.replace('\0', "\\0")).unwrap_or_default();
-    SAID.with(|said| *said.borrow_mut() = words);
+    // A thread that is ending has lost its words.
+    let _ = SAID.try_with(|said| *said.borrow_mut() = words);
     status as i32
 }
 
@@ -124,6 +127,54 @@ pub(super) unsafe fn versioned<'t, T>(pointer: *const T, what: &'static str) -> 
     match unsafe { *pointer.cast::<u32>() } {
         // SAFETY: the caller's promise.
         WL_VERSION => Ok(unsafe { &*pointer }),
-        found => Err(Failure::Version(found)),
+        found => {
+            let kind = std::any::type_name::<T>();
+            Err(Failure::Version(what, kind.rsplit("::").next().unwrap_or(kind), found))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    fn words() -> String {
+        // SAFETY: a string of this thread's, read before the next call.
+        unsafe { CStr::from_ptr(wl_error()) }.to_str().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_panic_becomes_a_status() {
+        let work = || -> Outcome { panic!("of {}", 7) };
+        assert_eq!(status(work), WL_ERROR_INTERNAL as i32);
+        assert_eq!(words(), "a fault of warploom's: of 7");
+        let work = || -> Outcome { std::panic::panic_any(7) };
+        assert_eq!(status(work), WL_ERROR_INTERNAL as i32);
+    }
+
+    /// Destructors of a thread's variables may call, too, and may come after that of the words.
+    #[test]
+    fn a_thread_that_ends_still_gets_its_status() {
+        struct Late(std::sync::mpsc::Sender<i32>);
+        impl Drop for Late {
+            fn drop(&mut self) {
+                let failed = status(|| Err(Failure::Null("late")));
+                let _ = wl_error();
+                self.0.send(failed).unwrap();
+            }
+        }
+        thread_local! {
+            static LATE: RefCell<Option<Late>> = RefCell::default();
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // Dropped in the reverse order of their first use, or not: either way once after the other.
+            LATE.with(|late| *late.borrow_mut() = Some(Late(sender)));
+            status(|| Err(Failure::Null("early")))
+        });
+        assert_eq!(thread.join().unwrap(), WL_ERROR_NULL as i32);
+        assert_eq!(receiver.recv().unwrap(), WL_ERROR_NULL as i32);
     }
 }

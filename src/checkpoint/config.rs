@@ -211,7 +211,7 @@ impl Config {
             eos,
             dtype: ["dtype", "torch_dtype"]
                 .iter()
-                .find_map(|name| fields.get(name)?.as_str().and_then(Dtype::from_torch)),
+                .find_map(|name| fields.get(name)?.as_str().and_then(dtype)),
             fp8_bound,
         };
         match config.checked_parameters() {
@@ -347,6 +347,16 @@ fn token_ids(fields: &Fields, name: &str) -> Result<Option<Vec<u32>>> {
             list.iter().map(|value| token_id(fields, name, value)).collect::<Result<_>>().map(Some)
         }
         Some(value) => Ok(Some(vec![token_id(fields, name, value)?])),
+    }
+}
+
+/// The dtype of a name of torch's, for example `bfloat16` or `torch.bfloat16`.
+fn dtype(name: &str) -> Option<Dtype> {
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "float32" => Some(Dtype::F32),
+        "float16" => Some(Dtype::F16),
+        "bfloat16" => Some(Dtype::Bf16),
+        _ => None,
     }
 }
 

@@ -14,6 +14,7 @@ mod rope;
 mod safetensors;
 mod weights;
 
+pub use crate::dtype::Dtype;
 pub use config::{Config, EMBEDDING, ENCODER, HEAD, ModelType, NORM};
 pub use hub::resolve_model;
 pub use published::{PUBLISHED, Published};
@@ -21,4 +22,4 @@ pub use rope::{Rope, RopeScaling};
 pub use safetensors::{check_index, check_safetensors};
 #[cfg(feature = "train")]
 pub(crate) use weights::TensorFile;
-pub use weights::{Checkpoint, Dtype, Tensor};
+pub use weights::{Checkpoint, Tensor};

@@ -13,7 +13,10 @@ use super::{
     fp8::{self, ACTIVATION_BOUND, Fp8},
     safetensors,
 };
-use crate::error::{Error, Result};
+use crate::{
+    dtype::Dtype,
+    error::{Error, Result},
+};
 
 /// Bytes that [`Checkpoint::prefetch`] reads between two reports.
 const PREFETCH_STEP: usize = 16 << 20;
@@ -28,51 +31,6 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Whether there is anything at `path`; a dangling link counts, so that opening it gives the system's error.
 fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
-}
-
-/// Type of a tensor's elements as stored, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE single precision.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16: the upper half of a single.
-    Bf16,
-    /// 8 bits, `F8_E4M3`, with a scale for each row: see [`fp8`](super::fp8).
-    E4m3,
-}
-
-impl Dtype {
-    /// Bytes of an element.
-    pub const fn size(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::E4m3 => 1,
-        }
-    }
-
-    /// The dtype that `config.json` calls `name`, for example `bfloat16` or `torch.bfloat16`.
-    pub(super) fn from_torch(name: &str) -> Option<Dtype> {
-        match name.strip_prefix("torch.").unwrap_or(name) {
-            "float32" => Some(Dtype::F32),
-            "float16" => Some(Dtype::F16),
-            "bfloat16" => Some(Dtype::Bf16),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
-            Dtype::E4m3 => "e4m3",
-        })
-    }
 }
 
 /// One weight where it lies in its file. Cheap to clone: clones share the file's map.

@@ -104,7 +104,19 @@ impl ModelArgs {
         match self.device.as_str() {
             "auto" | "cpu" => Ok(Device::Cpu),
             #[cfg(feature = "cuda")]
-            other => Ok(Device::Driver { name: other.into(), driver: warploom::driver::open(other)? }),
+            other => {
+                let driver = warploom::driver::open(other).map_err(|error| match error {
+                    Error::Argument { .. } => {
+                        let name = warploom::error::printable(other);
+                        Error::argument(
+                            "--device",
+                            format!("'{name}' is none of auto, cpu, sim, cuda, cuda:N"),
+                        )
+                    }
+                    other => other,
+                })?;
+                Ok(Device::Driver { name: other.into(), driver })
+            }
             #[cfg(not(feature = "cuda"))]
             other => {
                 let reason = format!(

@@ -17,7 +17,7 @@ use cudarc::cublaslt::{
 
 use super::{Cuda, Driver, Handle, ProductShape, Products, Way, is_library_present};
 use crate::{
-    checkpoint::Dtype,
+    dtype::Dtype,
     error::{Error, Result},
 };
 

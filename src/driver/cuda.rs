@@ -68,6 +68,7 @@ type Answer<T> = std::result::Result<T, DriverError>;
 pub struct Cuda {
     /// Its name on the command line.
     name: String,
+    ordinal: usize,
     device: CUdevice,
     /// The device's primary context: the one that the runtime API and other libraries use.
     context: CUcontext,
@@ -124,11 +125,14 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Cuda> {
         let name = format!("cuda:{ordinal}");
         let refuse = |reason: String| Error::device(&name, reason);
-        let failed = |what: &str, e: DriverError| refuse(format!("{what}: {}", words(e)));
+        let failed = |what: &str, e: DriverError| match e.0 {
+            Code::CUDA_ERROR_OUT_OF_MEMORY => no_room(&name, what),
+            _ => refuse(format!("{what}: {}", words(e))),
+        };
         // Without the library the first call of cudarc panics.
         if !is_library_present(&LIBRARY) {
-            let advice = "run on a machine with one, or use --device sim or cpu";
-            return Err(refuse(format!("no NVIDIA driver: libcuda.so.1 is not there; {advice}")));
+            let advice = "run on a machine with one, or on the device sim";
+            return Err(refuse(format!("no NVIDIA driver: libcuda.so.1 cannot be loaded; {advice}")));
         }
         let mut version = 0;
         // SAFETY: writes one int, and may be called before anything else.
@@ -175,6 +179,7 @@ impl Cuda {
         let context = context.map_err(|e| failed("making a context", e))?;
         let cuda = Cuda {
             name,
+            ordinal,
             device,
             context,
             programmatic: properties.capability >= PROGRAMMATIC_CAPABILITY,
@@ -203,8 +208,22 @@ impl Cuda {
         self.bound(work).map_err(|e| self.failed(what, e))
     }
 
+    /// Does `work` in the context, and leaves the thread in the one that it was in: what others do next on this thread
+    /// would else go to this GPU. Both are reads and writes of thread-local memory.
     fn bound<T>(&self, work: impl FnOnce() -> Answer<T>) -> Answer<T> {
-        // SAFETY: the context is retained for as long as `self` is. Setting it costs a write to thread-local memory.
+        struct Left(CUcontext);
+        impl Drop for Left {
+            fn drop(&mut self) {
+                // SAFETY: it was current before.
+                let _ = unsafe { result::ctx::set_current(self.0) };
+            }
+        }
+        let current = result::ctx::get_current()?.unwrap_or(ptr::null_mut());
+        if current == self.context {
+            return work();
+        }
+        let _left = Left(current);
+        // SAFETY: the context is retained for as long as `self` is.
         unsafe { result::ctx::set_current(self.context) }?;
         work()
     }
@@ -226,11 +245,18 @@ impl Cuda {
         self.call(what, || unsafe { work(handle.0 as *mut H) })
     }
 
+    fn refused(&self, reason: String) -> Error {
+        Error::device(&self.name, reason)
+    }
+
     fn failed(&self, what: &str, e: DriverError) -> Error {
+        if e.0 == Code::CUDA_ERROR_OUT_OF_MEMORY {
+            return no_room(&self.name, what);
+        }
         let mut reason = format!("{what}: {}", words(e));
         if is_sticky(e) {
             reason += "; a launch before this call went wrong, and the process's context is lost with it: start anew \
-                       (--device sim or compute-sanitizer find the cause)";
+                       (the device sim or compute-sanitizer find the cause)";
         }
         Error::device(&self.name, reason)
     }
@@ -318,6 +344,10 @@ impl Drop for Cuda {
 impl Driver for Cuda {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn ordinal(&self) -> Option<usize> {
+        Some(self.ordinal)
     }
 
     fn products(self: Arc<Self>) -> Result<Arc<dyn Products>> {
@@ -424,9 +454,13 @@ impl Driver for Cuda {
         thread::scope(|scope| {
             let copy = &copy;
             let rings = rings.iter_mut().enumerate();
-            let copies: Vec<_> = rings.map(|(first, ring)| scope.spawn(move || copy(first, ring))).collect();
-            let done = |copy: thread::ScopedJoinHandle<Result<()>>| {
-                copy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let spawn = |(first, ring)| {
+                let thread = thread::Builder::new().spawn_scoped(scope, move || copy(first, ring));
+                thread.map_err(|error| self.refused(format!("an upload: no thread for it: {error}")))
+            };
+            let copies: Vec<_> = rings.map(spawn).collect();
+            let done = |copy: Result<thread::ScopedJoinHandle<Result<()>>>| {
+                copy?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             copies.into_iter().try_for_each(done)
         })
@@ -731,6 +765,17 @@ fn properties(device: CUdevice) -> Answer<Properties> {
         memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
         l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
     })
+}
+
+/// What CUDA_ERROR_OUT_OF_MEMORY says: of the GPU's memory, or of the host's.
+fn no_room(device: &str, what: &str) -> Error {
+    Error::Capacity {
+        what: format!("device {device}: {what}"),
+        needed: "memory".into(),
+        available:
+            "the GPU or the host has too little left: give back what is not needed, also in other processes"
+                .into(),
+    }
 }
 
 /// The entry's name.

@@ -140,6 +140,11 @@ pub trait Driver: Send + Sync {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// Which GPU it is, from 0 as the driver counts them; None for a device that is none.
+    fn ordinal(&self) -> Option<usize> {
+        None
+    }
+
     /// Launches so far and the warp instructions that they executed; None for a device that does not count them, as a GPU.
     fn simulated(&self) -> Option<(u64, u64)> {
         None
@@ -247,14 +252,17 @@ pub fn open(name: &str) -> Result<Arc<dyn Driver>> {
     }
     let ordinal = match name.strip_prefix("cuda") {
         Some("") => Some(0),
-        Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+        Some(rest) => rest
+            .strip_prefix(':')
+            .filter(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|number| number.parse().ok()),
         None => None,
     };
     match ordinal {
         Some(ordinal) => Ok(Arc::new(Cuda::new(ordinal)?)),
         None => Err(Error::argument(
-            "--device",
-            format!("'{}' is none of auto, cpu, sim, cuda, cuda:N", crate::error::printable(name)),
+            "device",
+            format!("'{}'; supported are sim, cuda and cuda:N", crate::error::printable(name)),
         )),
     }
 }

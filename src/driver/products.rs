@@ -3,7 +3,7 @@
 //! Start from [`Driver::products`](super::Driver::products). For a GPU the library is cuBLASLt, for the simulator plain loops on the host.
 
 use super::Handle;
-use crate::{checkpoint::Dtype, error::Result};
+use crate::{dtype::Dtype, error::Result};
 
 /// A product out\[r, n\] = Σ x\[r, k\] · weight\[n, k\], or with `add` the sum of that and what out holds; sums in f32, rounded once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

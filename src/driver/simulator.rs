@@ -11,13 +11,13 @@ use std::{
 };
 
 use half::{bf16, f16};
-use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Loaded, Module, Schedule};
+use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Kind, Loaded, Module, Schedule};
 
 use super::{Driver, Family, Handle, Launch, ProductShape, Products, Properties, Recorded, Way};
 use crate::{
-    checkpoint::Dtype,
+    dtype::Dtype,
     error::{Error, Result},
-    kernels::FAMILIES,
+    kernels::{FAMILIES, manifest},
 };
 
 /// Most memory in use when a launch is rehearsed.
@@ -207,11 +207,14 @@ impl Simulator {
 
     fn execute(&self, state: &mut State, command: &Command) -> Result<()> {
         match command {
+            Command::Copy { bytes: 0, .. } => Ok(()),
             Command::Copy { from, to, bytes } => {
                 let data = state.device.read(*from, *bytes).map_err(refused)?;
                 state.device.write(*to, &data).map_err(refused)
             }
             Command::Fill { to, byte, bytes } => {
+                // Nothing is written of a range that is none.
+                state.device.is_written(*to, *bytes).map_err(refused)?;
                 // Piece by piece: a weight may be larger than what the host has left.
                 const PIECE: usize = 1 << 20;
                 let piece = vec![*byte; PIECE.min(*bytes)];
@@ -241,10 +244,13 @@ impl Simulator {
         if self.policy.rehearsed && first && state.device.allocated() <= REHEARSED_BYTES {
             let memory = state.device.save();
             for programmatic in [false, true, true] {
-                let launch = ptxsim::Launch { programmatic, ..launch.clone() };
-                let report = state.device.launch(loaded, entry, &launch).map_err(failed)?;
+                let rehearsal = ptxsim::Launch { programmatic, ..launch.clone() };
+                let report = state.device.launch(loaded, entry, &rehearsal).map_err(failed)?;
                 if !report.findings.is_empty() {
-                    return Err(Error::device("sim", describe(entry, &report.findings)));
+                    return Err(Error::device(
+                        "sim",
+                        describe(&state.device, entry, launch, &report.findings),
+                    ));
                 }
             }
             state.device.restore(memory);
@@ -256,7 +262,7 @@ impl Simulator {
         self.launches.fetch_add(1, Ordering::Relaxed);
         self.instructions.fetch_add(report.counters.instructions, Ordering::Relaxed);
         if !report.findings.is_empty() {
-            return Err(Error::device("sim", describe(entry, &report.findings)));
+            return Err(Error::device("sim", describe(&state.device, entry, launch, &report.findings)));
         }
         if let Some(reports) = &mut state.reports {
             reports.push(LaunchReport {
@@ -398,7 +404,10 @@ impl Driver for Simulator {
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "an upload cannot be captured: do it before or after"));
         }
-        state.device.write(to, data).map_err(refused)
+        match data.is_empty() {
+            true => Ok(()),
+            false => state.device.write(to, data).map_err(refused),
+        }
     }
 
     fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
@@ -406,7 +415,9 @@ impl Driver for Simulator {
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "a download waits for its stream and cannot be captured"));
         }
-        data.copy_from_slice(&state.device.read(from, data.len()).map_err(refused)?);
+        if !data.is_empty() {
+            data.copy_from_slice(&state.device.read(from, data.len()).map_err(refused)?);
+        }
         Ok(())
     }
 
@@ -549,16 +560,39 @@ fn other_ptx(family: &str) -> Result<Option<String>> {
 }
 
 /// Findings with the lines of the kernel's file that they name.
-fn describe(entry: &str, findings: &[Finding]) -> String {
+fn describe(device: &Device, entry: &str, launch: &ptxsim::Launch, findings: &[Finding]) -> String {
     const SHOWN: usize = 4;
     let family = FAMILIES.iter().find(|family| family.entries.iter().any(|e| e.name == entry));
     let file = family.map_or(String::new(), |family| format!("{}.cu, ", family.name));
-    let mut text = format!("{entry} is wrong:");
+    let mut text = format!("{entry}, or what it was given, is wrong:");
     for finding in findings.iter().take(SHOWN) {
         text += &format!("\n  {} at {file}line {}: {}", finding.kind.name(), finding.line, finding.message);
     }
     if findings.len() > SHOWN {
         text += &format!("\n  and {} findings more", findings.len() - SHOWN);
+    }
+    // Which of the arguments it was, the kernel's code does not know.
+    let parameter = launch.arguments.first().map_or(&[][..], |argument| &argument.0);
+    let ranges: Vec<_> = manifest::addresses(entry, parameter)
+        .into_iter()
+        .filter_map(|(name, address)| {
+            let (begin, bytes) = device.allocation(address)?;
+            Some((name, address, (begin + bytes - address) as usize))
+        })
+        .collect();
+    let is = |kind: Kind| findings.iter().any(|finding| finding.kind == kind);
+    if is(Kind::Uninitialised) {
+        let first = |(name, address, bytes): &(String, u64, usize)| {
+            let unwritten = device.unwritten(*address, *bytes).ok()??;
+            Some(format!("{name} from byte {}", unwritten - address))
+        };
+        let unwritten: Vec<_> = ranges.iter().filter_map(first).collect();
+        text += &format!("\n  not written yet, to the end of their allocations: {}", unwritten.join(", "));
+    }
+    if is(Kind::OutOfBounds) {
+        let place = |(name, address, bytes): &(String, u64, usize)| format!("{name} {bytes} at {address:#x}");
+        let places: Vec<_> = ranges.iter().map(place).collect();
+        text += &format!("\n  bytes of its arguments to the end of their allocations: {}", places.join(", "));
     }
     text
 }

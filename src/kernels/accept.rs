@@ -97,7 +97,13 @@ const ACCEPT: Geometry<WlAccept> = geometry! {
 pub(super) fn about(entry: &str) -> About {
     match entry {
         "wl_round_begin" => About {
-            requires: texts(&["1 <= steps", "steps <= WL_MAX_DRAFT + 1"]),
+            requires: texts(&[
+                "0 <= slots",
+                "1 <= steps",
+                "steps <= WL_MAX_DRAFT + 1",
+                "0 <= draft_rows",
+                "0 <= verify_rows",
+            ]),
             ..About::new(
                 "WlRoundBegin",
                 "begins a speculative round of every sequence that has a plan",
@@ -106,7 +112,16 @@ pub(super) fn about(entry: &str) -> About {
         },
         _ => About {
             when: "after the choices of the round's drafts and of its verification",
-            requires: texts(&["1 <= slots", "1 <= vocab", "vocab <= WL_SAMPLE_VOCAB"]),
+            requires: texts(&[
+                "1 <= slots",
+                "1 <= vocab",
+                "vocab <= WL_SAMPLE_VOCAB",
+                "0 <= steps",
+                "steps <= WL_MAX_DRAFT",
+                "0 <= draft_rows",
+                "0 <= verify_first",
+                "0 <= verify_rows",
+            ]),
             ..About::new(
                 "WlAccept",
                 "ends a speculative round: keeps the accepted drafts and one token more",
@@ -189,14 +204,14 @@ impl Accept {
         if let Some(logits) = &args.logits {
             p.steps = Check::of("steps").count(logits.steps, 0..=MAX_DRAFT)?;
             p.draft_rows = Check::of("draft_rows").count(logits.draft_rows, 0..=MAX_ROWS)?;
-            let check = Check::of("draft logits");
+            let check = Check::of("draft_logits");
             let step = check.matrix(logits.draft.stride, logits.draft_rows, vocab)?;
             let all = check.matrix(logits.draft_step_stride, logits.steps, step)?;
             p.draft_logits = check.view(logits.draft.view, all, 4)?;
             p.draft_stride = logits.draft.stride as i64;
             p.draft_step_stride = logits.draft_step_stride as i64;
             (p.verify_logits, p.verify_stride) =
-                Check::of("verify logits").rows(&logits.verify, verify_rows, vocab, 4)?;
+                Check::of("verify_logits").rows(&logits.verify, verify_rows, vocab, 4)?;
         }
         if slots == 0 {
             return Ok(());

@@ -65,7 +65,11 @@ const CHUNKS: Geometry<WlAdamw> = geometry! {
 pub(super) fn about(entry: &str) -> About {
     let gradients = if entry.ends_with("_bf16") { "WL_BF16" } else { "WL_F32" };
     About {
-        requires: vec![format!("gradient_type == {gradients}"), "0 <= count".into()],
+        requires: vec![
+            format!("gradient_type == {gradients}"),
+            "0 <= count".into(),
+            "count <= 8796093022208".into(),
+        ],
         ..About::new("WlAdamw", "a step of AdamW on one tensor, measured in the same pass", CHUNKS.text)
     }
 }
@@ -87,6 +91,14 @@ impl Adamw {
         ranges.map_or(usize::MAX, |[scratch, _]| scratch)
     }
 
+    /// Bytes of scratch of a launch with so many elements, if there can be one.
+    pub(crate) fn check_count(count: usize) -> Result<usize> {
+        if count > MOST {
+            return Check::of("count").refuse(format!("{count}; supported are 0 to {MOST}"));
+        }
+        Ok(Adamw::scratch_bytes(count))
+    }
+
     /// Enqueues the kernel. An empty tensor is measured, too: all zeros.
     ///
     /// # Errors
@@ -102,9 +114,7 @@ impl Adamw {
                 return Check::of("gradient_dtype").refuse(format!("{other}; supported are f32 and bf16"));
             }
         };
-        if count > MOST {
-            return Check::of("count").refuse(format!("{count}; supported are 0 to {MOST}"));
-        }
+        Adamw::check_count(count)?;
         let copy = match &args.copy {
             Some(copy) => Check::of("copy").view_mut(copy, count, 2)?,
             None => 0,
@@ -130,7 +140,7 @@ impl Adamw {
                 1,
                 size_of::<WlAdamwStatistics>(),
             )?,
-            scratch: Check::of("scratch").view_mut(&args.scratch, Adamw::scratch_bytes(count), 1)?,
+            scratch: Check::of("scratch").bytes(&args.scratch, Adamw::scratch_bytes(count))?,
         };
         // SAFETY: the sizes above cover all that the kernel touches: `count` elements, the step, the statistics, the scratch.
         unsafe { stream.launch(function, &CHUNKS.launch(&p)) }

@@ -2,6 +2,8 @@
 
 use super::{
     Check, PageLayout,
+    manifest::{apart, multiple, texts, type_of, unless, when},
+    pages,
     params::{
         WL_ATTENTION_MAX_KEYS, WL_BLOCK, WL_BLOCKWISE, WL_CAUSAL, WL_CHUNK, WL_FULL, WL_OVERLAP, WL_WINDOW,
         WlMask,
@@ -37,34 +39,86 @@ impl Shape<'_> {
         count("head_dim", head_dim, 8..=256)?;
         let strides = [
             ("head_dim", head_dim, true),
-            ("q stride", self.q_stride, self.tokens > 1),
-            ("out stride", self.out_stride, self.tokens > 1),
+            ("q.stride", self.q_stride, self.tokens > 1),
+            ("out.stride", self.out_stride, self.tokens > 1),
             ("page_stride", self.layout.page_stride, self.layout.pages > 1),
             ("head_stride", self.layout.head_stride, kv_heads > 1),
             ("slot_stride", self.layout.slot_stride, true),
         ];
         for (name, stride, used) in strides {
             if used && !stride.is_multiple_of(8) {
-                return Check::of(name).refuse(format!("{stride}; supported are multiples of 8"));
+                let most = if name == "head_dim" { " to 256" } else { "" };
+                return Check::of(name).refuse(format!("{stride}; supported are multiples of 8{most}"));
             }
         }
         if !self.heads.is_multiple_of(kv_heads) {
             let reason = format!("{}; supported are multiples of kv_heads, {kv_heads}", self.heads);
             return Check::of("heads").refuse(reason);
         }
-        if self.mask.span() == Some(0) {
-            return Check::of("mask").refuse(format!("{}; supported are 1 key and more", self.mask));
+        match self.mask.pattern {
+            Pattern::Window { keys: 0 }
+            | Pattern::Chunk { keys: 0 }
+            | Pattern::Overlap { keys: 0 }
+            | Pattern::Block { keys: 0 } => {
+                return Check::of("mask.keys").refuse("0; supported are 1 and more".into());
+            }
+            Pattern::Blockwise { keys } if keys == 0 || !keys.is_multiple_of(2) => {
+                let reason = format!("{keys}; supported are even numbers from 2, with blockwise");
+                return Check::of("mask.keys").refuse(reason);
+            }
+            _ => {}
         }
         // Beyond these, what is made of them and of finite scores may overflow.
         if !(-1e30..=1e30).contains(&self.scale) {
-            return Check::of("scale").refuse(format!("{}; supported are -1e30 to 1e30", self.scale));
+            return Check::of("scale").refuse(format!("{:e}; supported are -1e30 to 1e30", self.scale));
         }
         if !(self.softcap == 0.0 || (1e-6..=1e30).contains(&self.softcap)) {
             return Check::of("softcap")
-                .refuse(format!("{}; supported are 0 and 1e-6 to 1e30", self.softcap));
+                .refuse(format!("{:e}; supported are 0 and 1e-6 to 1e30", self.softcap));
         }
         Ok(())
     }
+}
+
+/// For the manifest: what a struct of these shapes, of this type, must be for the checks.
+pub(super) fn requires(entry: &str) -> Vec<String> {
+    let mut requires = vec![type_of(entry)];
+    requires.extend(texts(&[
+        "1 <= tokens",
+        "tokens <= 268435456",
+        "1 <= sequences",
+        "sequences <= 65535",
+        "1 <= max_rows",
+        "1 <= max_keys",
+        "max_keys <= WL_ATTENTION_MAX_KEYS",
+        "1 <= heads",
+        "heads <= 4096",
+        "1 <= kv_heads",
+        "heads / kv_heads * kv_heads == heads",
+        "8 <= head_dim",
+        "mask.pattern <= WL_FULL",
+        "0 <= mask.keys",
+        "0 <= mask.prefix",
+        "mask.prefix <= WL_ATTENTION_MAX_KEYS",
+        "mask.keys <= WL_ATTENTION_MAX_KEYS",
+    ]));
+    requires.push(multiple(8, "head_dim"));
+    requires.push(unless("(mask.pattern == WL_CAUSAL) + (mask.pattern == WL_FULL)", "1 <= mask.keys"));
+    requires.push(when("mask.pattern == WL_BLOCKWISE", &multiple(2, "mask.keys")));
+    requires.extend(apart("tokens", "heads * head_dim", &["q_stride", "out_stride"]));
+    for stride in ["q_stride", "out_stride"] {
+        requires.push(unless("tokens == 1", &multiple(8, stride)));
+    }
+    requires.extend(pages::requires());
+    // A stride over one page, head or slot is not used.
+    for (count, stride) in [
+        ("pages.pages", "pages.page_stride"),
+        ("kv_heads", "pages.head_stride"),
+        ("pages.page_size", "pages.slot_stride"),
+    ] {
+        requires.push(unless(&format!("{count} == 1"), &multiple(8, stride)));
+    }
+    requires
 }
 
 /// Numbers beyond [`WL_ATTENTION_MAX_KEYS`] mean what that one means.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut,
-    attention::{Shape, mask},
+    attention::{self, Shape, mask},
     geometry::{Geometry, geometry},
-    manifest::{About, texts, type_of},
+    manifest::{About, texts},
     pages,
     params::{
         WL_ATTENTION_DECODE_MAX_ROWS, WL_ATTENTION_MAX_KEYS, WL_ATTENTION_SEGMENT_KEYS,
@@ -113,7 +113,7 @@ pub struct AttentionDecodeArgs<'b> {
 /// each warp's query: 16 keys, or packed rows (query rows × query heads of a kv head), each. In shared memory are these
 /// and what is merged.
 ///
-/// `parts`: those that all keys make; `seen`: those that a row sees, unless its sequence's rows lie far apart; an
+/// `part_count`: those that all keys make; `seen`: those that a row sees, unless its sequence's rows lie far apart; an
 /// interval is in one part more than its length fills.
 macro_rules! attend {
     ($width:literal, $most_warps:literal, $columns:literal, $ring:literal, $query:literal) => {
@@ -124,9 +124,9 @@ macro_rules! attend {
             let keys = mask.keys;
             let prefix = mask.prefix;
             let span = select(pattern == WL_OVERLAP, 2 * keys, select(pattern == WL_BLOCKWISE, 2 * keys, keys));
-            let parts = ceil_div(max_keys, part_keys);
-            let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), parts);
-            let seen = select(pattern == WL_CAUSAL, parts, select(pattern == WL_FULL, parts, interval));
+            let part_count = ceil_div(max_keys, part_keys);
+            let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), part_count);
+            let seen = select(pattern == WL_CAUSAL, part_count, select(pattern == WL_FULL, part_count, interval));
             let packed = max_rows * (heads / kv_heads);
             let warps = min(pow2_ceil(ceil_div(packed, 16)), $most_warps);
             let blocks = ceil_div(packed, 16 * warps);
@@ -136,8 +136,8 @@ macro_rules! attend {
             block: 32 * warps * $columns,
             shared: ($ring + query * warps) * tile + warps * 16 * ($width + 8) * 4,
             scratch: {
-                parts: select(parts == 1, 0, tokens * heads * parts * head_dim * 4), 0;
-                sums: select(parts == 1, 0, tokens * heads * parts * 8), 0;
+                parts: select(part_count == 1, 0, tokens * heads * part_count * head_dim * 4), 0;
+                sums: select(part_count == 1, 0, tokens * heads * part_count * 8), 0;
             },
         }
     };
@@ -158,16 +158,16 @@ const COMBINE: Geometry<WlAttentionDecode> = geometry! {
     let keys = mask.keys;
     let prefix = mask.prefix;
     let span = select(pattern == WL_OVERLAP, 2 * keys, select(pattern == WL_BLOCKWISE, 2 * keys, keys));
-    let parts = ceil_div(max_keys, part_keys);
-    let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), parts);
-    let seen = select(pattern == WL_CAUSAL, parts, select(pattern == WL_FULL, parts, interval));
+    let part_count = ceil_div(max_keys, part_keys);
+    let interval = min(ceil_div(span + max_rows, part_keys) + 1 + ceil_div(prefix, part_keys), part_count);
+    let seen = select(pattern == WL_CAUSAL, part_count, select(pattern == WL_FULL, part_count, interval));
     let segments = ceil_div(seen * part_keys, WL_ATTENTION_SEGMENT_KEYS);
     grid: [heads * ceil_div(head_dim, 128), max_rows, sequences],
     block: 32 * min(segments, WL_ATTENTION_COMBINE_WARPS),
     shared: 0,
     scratch: {
-        parts: tokens * heads * parts * head_dim * 4, 0;
-        sums: tokens * heads * parts * 8, 0;
+        parts: tokens * heads * part_count * head_dim * 4, 0;
+        sums: tokens * heads * part_count * 8, 0;
     },
 };
 
@@ -192,12 +192,11 @@ pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    let mut requires = vec![type_of(entry)];
-    requires.extend(texts(&["pages.type == type", "1 <= tokens", "1 <= sequences", "1 <= max_rows"]));
-    requires.extend(texts(&["max_rows <= WL_ATTENTION_DECODE_MAX_ROWS", "1 <= max_keys", "1 <= kv_heads"]));
-    requires.extend(texts(&["heads / kv_heads * kv_heads == heads"]));
+    let mut requires = attention::requires(entry);
+    requires.push("max_rows <= WL_ATTENTION_DECODE_MAX_ROWS".into());
     let Some((width, way)) = class(entry) else {
-        requires.extend(texts(&["part_keys < max_keys"]));
+        let split = "(part_keys == WL_ATTENTION_SPLIT_KEYS) + (part_keys == WL_ATTENTION_SEGMENT_KEYS)";
+        requires.extend(texts(&[split, "part_keys < max_keys"]));
         return About {
             when: "after the launch of the parts, with the same parameter, unless part_keys keys are all",
             requires,
@@ -211,6 +210,7 @@ pub(super) fn about(entry: &str) -> About {
     };
     let keys = ["WL_ATTENTION_SPLIT_KEYS", "WL_ATTENTION_SEGMENT_KEYS"][way];
     requires.extend([format!("head_dim <= {}", 64 << width), format!("part_keys == {keys}")]);
+    requires.push("blocks * kv_heads <= 65535".into());
     let when = [
         "with the smallest width that holds head_dim. Splits and segments give the same bits; warploom takes segments \
          where max_keys is over WL_ATTENTION_SPLIT_KEYS and their grid has as many CTAs as the GPU has \
@@ -364,24 +364,25 @@ impl AttentionDecode {
         most_scratch(self.parts, self.multiprocessors, sequences, max_rows, heads, layout, max_keys)
     }
 
-    /// Enqueues the kernel, and the combine step where keys may be in several parts. `scratch` has
-    /// [`AttentionDecode::scratch_bytes`]; its contents do not matter.
-    ///
-    /// # Errors
-    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
-    /// [`Error::Device`](crate::Error::Device).
-    pub fn launch(&self, stream: &Stream, args: &AttentionDecodeArgs, scratch: ViewMut) -> Result<()> {
+    /// Bytes of scratch of a launch that nothing else would be refused of.
+    #[cfg(feature = "capi")]
+    pub(crate) fn check(&self, args: &AttentionDecodeArgs) -> Result<usize> {
+        let (_, _, [elements, sums]) = self.prepare(args)?;
+        Ok(elements + sums)
+    }
+
+    /// How the launch is divided, its parameter but for the scratch, and bytes of the parts' elements and sums.
+    fn prepare(&self, args: &AttentionDecodeArgs) -> Result<(Plan, WlAttentionDecode, [usize; 2])> {
         check(args)?;
         let &AttentionDecodeArgs { dtype, tokens, sequences, heads, max_keys, layout, table, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = layout;
-        let functions = *self.functions.of(dtype)?;
+        self.functions.of(dtype)?;
         let plan = Plan::of(args, self.parts, self.multiprocessors);
         if plan.geometry().grid(&plan.p)[1] > 65535 {
             return Check::of("heads").refuse(format!("{heads} over {kv_heads}; too many for a grid"));
         }
         if args.slots.is_none() && table.sequences < sequences {
-            return Check::of("page table")
-                .refuse(format!("{} rows for {sequences} sequences", table.sequences));
+            return Check::of("table").refuse(format!("{} rows for {sequences} sequences", table.sequences));
         }
         let array = |name, view: Option<View>, count: usize, size| match view {
             Some(view) => Check::of(name).view(view, count, size),
@@ -410,15 +411,27 @@ impl AttentionDecode {
         if let Some(lse) = &args.lse {
             p.lse = Check::of("lse").view_mut(lse, heads * tokens, 4)?;
         }
-        let Some([elements, sums]) = plan.scratch() else {
-            return Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space"));
-        };
+        match plan.scratch() {
+            Some(scratch) => Ok((plan, p, scratch)),
+            None => Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space")),
+        }
+    }
+
+    /// Enqueues the kernel, and the combine step where keys may be in several parts. `scratch` has
+    /// [`AttentionDecode::scratch_bytes`]; its contents do not matter.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch(&self, stream: &Stream, args: &AttentionDecodeArgs, scratch: ViewMut) -> Result<()> {
+        let (plan, mut p, [elements, sums]) = self.prepare(args)?;
+        let functions = *self.functions.of(args.dtype)?;
         let several = p.part_keys < p.max_keys;
         if several {
-            p.parts = Check::of("scratch").view_mut(&scratch, elements + sums, 1)?;
+            p.parts = Check::of("scratch").bytes(&scratch, elements + sums)?;
             p.sums = p.parts + elements as u64;
         }
-        if tokens == 0 || sequences == 0 {
+        if args.tokens == 0 || args.sequences == 0 {
             return Ok(());
         }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{
     Check, Dtype, Half, Module, PageLayout, PageTable, Rows, RowsMut,
-    attention::{Shape, mask},
+    attention::{self, Shape, mask},
     geometry::{Geometry, geometry},
-    manifest::{About, texts, type_of},
+    manifest::{About, texts},
     pages,
     params::{WL_ATTENTION_MAX_KEYS, WL_VERSION, WlAttentionPrefill},
 };
@@ -126,10 +126,10 @@ pub(super) fn dynamic_shared_bytes(entry: &str) -> usize {
 pub(super) fn about(entry: &str) -> About {
     let class = class(entry);
     let width = format!("head_dim <= {}", WIDTHS[class]);
-    let bounds = ["pages.type == type", "1 <= tokens", "1 <= sequences", "1 <= max_rows", "1 <= kv_heads"];
+    let bounds = ["max_rows <= 268435456", "tokens * heads <= 1073741824"];
     About {
         when: "with the smallest width that holds head_dim; any number of CTAs from the grid's on is right",
-        requires: [vec![type_of(entry), width], texts(&bounds)].concat(),
+        requires: [attention::requires(entry), vec![width], texts(&bounds)].concat(),
         ..About::new(
             "WlAttentionPrefill",
             "attention of any number of rows over paged keys and values",
@@ -182,8 +182,7 @@ impl AttentionPrefill {
         }
         let functions = self.functions.of(dtype)?;
         if args.slots.is_none() && table.sequences < sequences {
-            return Check::of("page table")
-                .refuse(format!("{} rows for {sequences} sequences", table.sequences));
+            return Check::of("table").refuse(format!("{} rows for {sequences} sequences", table.sequences));
         }
         let array = |name, view: Option<View>, count: usize| match view {
             Some(view) => Check::of(name).view(view, count, 4),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, type_of},
+    manifest::{About, apart, texts, type_of},
     params::{WL_EMBED_FEATURES, WL_VERSION, WlEmbed},
 };
 use crate::{
@@ -52,10 +52,11 @@ const ROWS: Geometry<WlEmbed> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    About {
-        requires: vec![type_of(entry), "table_type == type".into(), "1 <= rows".into(), "1 <= width".into()],
-        ..About::new("WlEmbed", "token ids to rows of the embedding's table", ROWS.text)
-    }
+    let mut requires = vec![type_of(entry), "table_type == type".to_string()];
+    requires.extend(texts(&["1 <= rows", "1 <= width", "width <= 67108864", "0 <= vocabulary"]));
+    requires.extend(apart("rows", "width", &["out_stride"]));
+    requires.extend(apart("vocabulary", "width", &["table_stride"]));
+    About { requires, ..About::new("WlEmbed", "token ids to rows of the embedding's table", ROWS.text) }
 }
 
 impl Embed {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Dtype, Half, LinearEpilogue, Module, Rows, RowsMut,
+    Check, Dtype, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, texts, type_of, weight_type_of},
-    params::{WL_E4M3, WL_GEMM_LARGE, WL_VERSION, WlGemm, WlProjection},
+    manifest::{About, type_of, weight_type_of},
+    params::{WL_E4M3, WL_GEMM_LARGE, WL_VERSION, WlGemm},
+    projection::{self, LinearEpilogue, LinearProjection, MOST, Product},
 };
 use crate::{
     driver::{Driver, Handle, Stream, View, ViewMut},
@@ -45,7 +46,7 @@ pub struct GemmArgs<'b> {
     /// [`QuantizeFp8Rows`](super::QuantizeFp8Rows) makes them. Sums are multiplied by the product of the two scales.
     pub x_scales: Option<View<'b>>,
     /// Up to three matrices, whose outputs lie side by side.
-    pub projections: [Option<GemmProjection<'b>>; 3],
+    pub projections: [Option<LinearProjection<'b>>; 3],
     /// What happens to the finished sums.
     pub epilogue: LinearEpilogue,
     /// `[rows, _]`: as wide as the projections' columns and features reach.
@@ -54,24 +55,6 @@ pub struct GemmArgs<'b> {
     /// [`LinearEpilogue::Add`] alone.
     pub out_stats: Option<ViewMut<'b>>,
 }
-
-/// One matrix and where its outputs go.
-#[derive(Clone, Copy, Debug)]
-pub struct GemmProjection<'b> {
-    /// `[features, inputs]`.
-    pub weight: Rows<'b>,
-    /// f32 `[features]`, of e4m3 weights.
-    pub scales: Option<View<'b>>,
-    /// `[features]`.
-    pub bias: Option<View<'b>>,
-    /// Number of outputs.
-    pub features: usize,
-    /// Column of out at which they begin.
-    pub column: usize,
-}
-
-/// Most features and inputs: bytes of a row and sums of a few features stay within an i32.
-const MOST: usize = 1 << 29;
 
 /// Large tiles are taken where there are so many. With fewer, an SM has one of them, and most of its time goes into
 /// waiting; four times as many small ones then fill more SMs, though each of them is slower.
@@ -108,27 +91,19 @@ pub(super) fn about(entry: &str) -> About {
         ),
         _ => ("for rows of x or of weights that do not begin at multiples of 16 bytes", SMALL.text),
     };
-    let bounds = ["1 <= rows", "1 <= inputs", "1 <= projections", "projections <= WL_GEMM_PROJECTIONS"];
+    let mut requires = vec![type_of(entry), weight_type_of(entry)];
+    requires.extend(projection::requires());
+    if !entry.ends_with("_any") {
+        requires.extend(projection::requires_whole_rows());
+    }
     About {
         when,
-        requires: [vec![type_of(entry), weight_type_of(entry)], texts(&bounds)].concat(),
+        requires,
         ..About::new(
             "WlGemm",
             "product of any number of rows with up to three matrices, and its epilogue",
             text,
         )
-    }
-}
-
-impl GemmArgs<'_> {
-    fn size(&self) -> usize {
-        if self.x_scales.is_some() { 1 } else { self.dtype.size() }
-    }
-
-    /// Whether all rows of x and weights begin at multiples of 16 bytes.
-    fn whole(&self) -> bool {
-        let whole = |rows: &Rows, count: usize| count <= 1 || (rows.stride * self.size()).is_multiple_of(16);
-        whole(&self.x, self.rows) && self.projections.iter().flatten().all(|p| whole(&p.weight, p.features))
     }
 }
 
@@ -156,6 +131,8 @@ impl Gemm {
     pub fn launch(&self, stream: &Stream, args: GemmArgs) -> Result<()> {
         let GemmArgs { dtype, rows, inputs, epilogue, .. } = args;
         let fp8 = args.x_scales.is_some();
+        let product =
+            Product { dtype, rows, inputs, has_scales: fp8, projections: &args.projections, epilogue };
         let functions = self.functions[usize::from(fp8)].of(dtype)?;
         let mut p = WlGemm {
             version: WL_VERSION,
@@ -166,22 +143,16 @@ impl Gemm {
             inputs: Check::of("inputs").count(inputs, 1..=MOST)?,
             ..WlGemm::default()
         };
-        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, args.size())?;
+        (p.x, p.x_stride) = Check::of("x").rows(&args.x, rows, inputs, product.size())?;
         if let Some(scales) = args.x_scales {
             p.x_scales = Check::of("x_scales").view(scales, rows, 4)?;
         }
-        let width = self.check_projections(&args, &mut p)?;
+        let width;
+        (p.projections, width) = product.check(&mut p.projection)?;
         let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { dtype.size() };
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
-        if let Some(stats) = &args.out_stats {
-            let check = Check::of("out_stats");
-            if epilogue != LinearEpilogue::Add {
-                return check.refuse(format!("with {epilogue:?}; supported is Add"));
-            }
-            let chunks = rows.saturating_mul(width.div_ceil(64));
-            p.out_stats = check.floats(stats.address(), stats.bytes(), chunks)?;
-        }
-        let (function, geometry) = match args.whole() {
+        p.out_stats = product.check_stats(args.out_stats.as_ref(), width)?;
+        let (function, geometry) = match product.rows_are_whole(&args.x) {
             false => (functions.any, SMALL),
             true if LARGE.grid(&p)[0] < LARGE_TILES => (functions.small, SMALL),
             true => (functions.large, LARGE),
@@ -198,76 +169,5 @@ impl Gemm {
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and statistics,
         // and the projections' features.
         unsafe { stream.launch(function, &launch) }
-    }
-
-    /// Fills in the projections; the width of out.
-    fn check_projections(&self, args: &GemmArgs, p: &mut WlGemm) -> Result<usize> {
-        let check = Check::of("projections");
-        let GemmArgs { dtype, inputs, epilogue, .. } = *args;
-        let mut width = 0;
-        let given = || args.projections.iter().flatten();
-        let wanted = match epilogue {
-            LinearEpilogue::Store | LinearEpilogue::StoreF32 => 1..=3,
-            LinearEpilogue::Add => 1..=1,
-            LinearEpilogue::SwiGlu => 2..=2,
-        };
-        p.projections = check.count(given().count(), wanted)?;
-        for (i, projection) in given().enumerate() {
-            let GemmProjection { features, column, .. } = *projection;
-            let (weight, stride) =
-                Check::of("weight").rows(&projection.weight, features, inputs, args.size())?;
-            let bias = match projection.bias {
-                Some(bias) => Check::of("bias").view(bias, features, dtype.size())?,
-                None => 0,
-            };
-            let scales = match (projection.scales, args.x_scales) {
-                (None, None) => 0,
-                // In vectors of 16 bytes.
-                (Some(scales), Some(_)) if !scales.address().is_multiple_of(16) => {
-                    return Check::of("scales")
-                        .refuse(format!("address {:#x} is not a multiple of 16 bytes", scales.address()));
-                }
-                (Some(scales), Some(_)) => Check::of("scales").view(scales, features, 4)?,
-                (Some(_), None) => {
-                    return Check::of("scales").refuse("of weights without those of x".to_string());
-                }
-                (None, Some(_)) => {
-                    return Check::of("scales").refuse("none of weights with those of x".to_string());
-                }
-            };
-            p.projection[i] = WlProjection {
-                weight,
-                bias,
-                scales,
-                stride,
-                features: Check::of("features").count(features, 1..=MOST)?,
-                column: Check::of("column").count(column, 0..=MOST)?,
-            };
-            width = width.max(column + features);
-            for other in given().take(i) {
-                let apart = column >= other.column + other.features || other.column >= column + features;
-                let same = column == other.column && features == other.features;
-                match epilogue {
-                    LinearEpilogue::SwiGlu if !same => {
-                        return check.refuse(format!(
-                            "gate and up have {} and {features} features at columns {} and {column}; \
-                             supported are equal ones",
-                            other.features, other.column,
-                        ));
-                    }
-                    LinearEpilogue::Store | LinearEpilogue::StoreF32 if !apart => {
-                        return check.refuse(format!(
-                            "{} features at column {} overlap {features} at column {column}",
-                            other.features, other.column,
-                        ));
-                    }
-                    _ => {}
-                }
-            }
-            if epilogue == LinearEpilogue::Add && column != 0 {
-                return Check::of("column").refuse(format!("{column}; supported is 0 with Add"));
-            }
-        }
-        Ok(width)
     }
 }

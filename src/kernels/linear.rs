@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, texts, type_of, weight_type_of},
+    manifest::{About, texts, type_of, unless, weight_type_of},
     params::{
-        WL_E4M3, WL_LINEAR_ADD, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP, WL_LINEAR_SEGMENTS, WL_LINEAR_STORE,
-        WL_LINEAR_STORE_F32, WL_LINEAR_SWIGLU, WL_VERSION, WlLinear, WlProjection,
+        WL_E4M3, WL_LINEAR_MOST_SCRATCH, WL_LINEAR_ROWS, WL_LINEAR_SEGMENT_STEP, WL_LINEAR_SEGMENTS,
+        WL_VERSION, WlLinear,
     },
+    projection::{self, LinearEpilogue, LinearProjection, MOST, Product},
 };
 use crate::{
     driver::{Driver, Handle, Stream, View, ViewMut},
@@ -67,38 +68,6 @@ pub struct LinearNorm<'b> {
     pub eps: f32,
     /// f32 `[rows, ⌈inputs / 64⌉]`: sums of squares of x, as the kernel that wrote x leaves them.
     pub stats: View<'b>,
-}
-
-/// One matrix and where its outputs go.
-#[derive(Clone, Copy, Debug)]
-pub struct LinearProjection<'b> {
-    /// `[features, inputs]`.
-    pub weight: Rows<'b>,
-    /// f32 `[features]`, of e4m3 weights.
-    pub scales: Option<View<'b>>,
-    /// `[features]`.
-    pub bias: Option<View<'b>>,
-    /// Number of outputs.
-    pub features: usize,
-    /// Column of out at which they begin.
-    pub column: usize,
-}
-
-/// What happens to the finished sums y, in f32.
-///
-/// None writes e4m3: a row's scale follows from the largest of all its numbers, of which a CTA has a few. What a product
-/// in e4m3 is to read comes of [`QuantizeFp8Rows`](super::QuantizeFp8Rows), or of the norm before it
-/// ([`RmsNorm::launch_e4m3`](super::RmsNorm::launch_e4m3)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinearEpilogue {
-    /// out = round(y).
-    Store,
-    /// out = y, in f32.
-    StoreF32,
-    /// out = round(out + y), of one projection at column 0.
-    Add,
-    /// out = round(silu(gate) · up), of two projections with equal features and column.
-    SwiGlu,
 }
 
 /// Blocks of features, each of one projection or of gate and up, and segments of k; where these are several, tickets
@@ -162,19 +131,21 @@ pub(super) fn about(entry: &str) -> About {
         ),
     };
     let mut requires = vec![type_of(entry), weight_type_of(entry), format!("rows <= {most_rows}")];
+    requires.extend(projection::requires());
+    if most_rows != "WL_LINEAR_ROWS" {
+        requires.push("select(weight_type == WL_E4M3, inputs / 16 * 16, inputs / 8 * 8) == inputs".into());
+        requires.extend(projection::requires_whole_rows());
+    }
     requires.extend(texts(&[
-        "1 <= rows",
-        "1 <= inputs",
-        "1 <= projections",
-        "projections <= WL_LINEAR_PROJECTIONS",
-    ]));
-    requires.extend(texts(&["1 <= segments", "segments <= WL_LINEAR_SEGMENTS"]));
-    requires.extend(texts(&[
-        "segment_length / WL_LINEAR_SEGMENT_STEP * WL_LINEAR_SEGMENT_STEP == segment_length",
+        "1 <= segments",
+        "segments <= WL_LINEAR_SEGMENTS",
+        "1 <= segment_length",
+        "(segments - 1) * segment_length < inputs",
+        "inputs <= segments * segment_length",
     ]));
     requires
-        .extend(texts(&["(segments - 1) * segment_length < inputs", "inputs <= segments * segment_length"]));
-    requires.extend(texts(&["select(segments == 1, 1, blocks <= WL_LINEAR_TICKETS) == 1"]));
+        .push("segment_length / WL_LINEAR_SEGMENT_STEP * WL_LINEAR_SEGMENT_STEP == segment_length".into());
+    requires.push(unless("segments == 1", "blocks <= WL_LINEAR_TICKETS"));
     About {
         when,
         requires,
@@ -219,16 +190,24 @@ impl LinearArgs<'_> {
 
     /// Bytes of an element of x and of the weights.
     fn size(&self) -> usize {
-        if self.x_scales.is_some() { 1 } else { self.dtype.size() }
+        self.product().size()
+    }
+
+    fn product(&self) -> Product<'_, '_> {
+        Product {
+            dtype: self.dtype,
+            rows: self.rows,
+            inputs: self.inputs,
+            has_scales: self.x_scales.is_some(),
+            projections: &self.projections,
+            epilogue: self.epilogue,
+        }
     }
 
     /// Which of the functions.
     fn variant(&self) -> usize {
-        let whole_vectors = |elements: usize| (elements * self.size()).is_multiple_of(16);
-        let whole = |rows: &Rows, count: usize| count <= 1 || whole_vectors(rows.stride);
-        let all_whole = whole_vectors(self.inputs)
-            && whole(&self.x, self.rows)
-            && self.projections.iter().flatten().all(|p| whole(&p.weight, p.features));
+        let all_whole =
+            (self.inputs * self.size()).is_multiple_of(16) && self.product().rows_are_whole(&self.x);
         match self.rows {
             _ if !all_whole => 3,
             0..=16 => 0,
@@ -238,9 +217,6 @@ impl LinearArgs<'_> {
     }
 }
 
-/// Most features and inputs: sums of a few of them stay within an i32.
-const MOST: usize = 1 << 29;
-
 fn scratch_bytes(p: &WlLinear) -> usize {
     // With several segments there are few blocks.
     BLOCKS.scratch(p).map_or(usize::MAX, |[scratch, _]| scratch)
@@ -248,7 +224,7 @@ fn scratch_bytes(p: &WlLinear) -> usize {
 
 impl Linear {
     /// The most scratch that any launch needs, in bytes.
-    pub const MOST_SCRATCH: usize = (8 << 20) + 1024;
+    pub const MOST_SCRATCH: usize = WL_LINEAR_MOST_SCRATCH as usize;
 
     /// Loads the kernel.
     ///
@@ -274,15 +250,17 @@ impl Linear {
         scratch_bytes(&args.sizes())
     }
 
-    /// Enqueues the kernel. Of `scratch` it uses the first [`Linear::scratch_bytes`].
-    ///
-    /// # Errors
-    /// [`Error::Argument`](crate::Error::Argument) for shapes, sizes and addresses that do not fit;
-    /// [`Error::Device`](crate::Error::Device).
-    pub fn launch(&self, stream: &Stream, args: LinearArgs, scratch: ViewMut) -> Result<()> {
-        let LinearArgs { dtype, rows, inputs, epilogue, .. } = args;
+    /// Bytes of scratch of a launch that nothing else would be refused of.
+    #[cfg(feature = "capi")]
+    pub(crate) fn check(&self, args: &LinearArgs) -> Result<usize> {
+        Ok(scratch_bytes(&self.prepare(args)?))
+    }
+
+    /// The launch's parameter but for the scratch.
+    fn prepare(&self, args: &LinearArgs) -> Result<WlLinear> {
+        let LinearArgs { dtype, rows, inputs, epilogue, .. } = *args;
         let fp8 = args.x_scales.is_some();
-        let functions = self.functions[usize::from(fp8)].of(dtype)?;
+        self.functions[usize::from(fp8)].of(dtype)?;
         let mut p = WlLinear {
             version: WL_VERSION,
             type_: dtype.code(),
@@ -298,122 +276,47 @@ impl Linear {
         }
         if let Some(norm) = &args.norm {
             if fp8 {
-                return Check::of("norm").refuse("of x in e4m3; supported are bf16 and f16".to_string());
+                return Check::of("norm_weight")
+                    .refuse("given with x_scales: x of e4m3 is not normed".to_string());
             }
             let eps = norm.eps;
             if !(eps >= 0.0 && eps.is_finite()) {
-                return Check::of("eps").refuse(format!("{eps}; supported are finite numbers from 0"));
+                return Check::of("norm_eps").refuse(format!("{eps}; supported are finite numbers from 0"));
             }
             p.eps = eps;
-            p.norm = Check::of("norm weight").view(norm.weight, inputs, dtype.size())?;
-            p.stats = Check::of("stats").floats(
-                norm.stats.address(),
-                norm.stats.bytes(),
-                rows * inputs.div_ceil(64),
-            )?;
+            p.norm = Check::of("norm_weight").view(norm.weight, inputs, dtype.size())?;
+            p.stats = Check::of("norm_stats").view(norm.stats, rows * inputs.div_ceil(64), 4)?;
         }
         if let Some(positions) = args.positions {
             p.positions = Check::of("positions").view(positions, rows, 4)?;
         }
-        let width = self.check_projections(&args, &mut p)?;
+        let product = args.product();
+        let width;
+        (p.projections, width) = product.check(&mut p.projection)?;
         let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { dtype.size() };
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
-        if let Some(stats) = &args.out_stats {
-            let check = Check::of("out_stats");
-            if epilogue != LinearEpilogue::Add {
-                return check.refuse(format!("with {epilogue:?}; supported is Add"));
-            }
-            p.out_stats = check.floats(stats.address(), stats.bytes(), rows * width.div_ceil(64))?;
+        p.out_stats = product.check_stats(args.out_stats.as_ref(), width)?;
+        Ok(p)
+    }
+
+    /// Enqueues the kernel. Of `scratch` it uses the first [`Linear::scratch_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) for shapes, sizes and addresses that do not fit;
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn launch(&self, stream: &Stream, args: LinearArgs, scratch: ViewMut) -> Result<()> {
+        let mut p = self.prepare(&args)?;
+        let needed = scratch_bytes(&p);
+        if needed > 0 {
+            p.scratch = Check::of("scratch").bytes(&scratch, needed)?;
         }
-        p.scratch = Check::of("scratch").view_mut(&scratch, scratch_bytes(&p), 1)?;
-        if rows == 0 {
+        if args.rows == 0 {
             return Ok(());
         }
+        let functions = self.functions[usize::from(args.x_scales.is_some())].of(args.dtype)?;
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and
         // statistics, the projections' features, and the scratch.
         unsafe { stream.launch(functions[args.variant()], &BLOCKS.launch(&p)) }
-    }
-
-    /// Fills in the projections; the width of out.
-    fn check_projections(&self, args: &LinearArgs, p: &mut WlLinear) -> Result<usize> {
-        let check = Check::of("projections");
-        let LinearArgs { dtype, inputs, epilogue, .. } = *args;
-        let mut width = 0;
-        let given = || args.projections.iter().flatten();
-        let wanted = match epilogue {
-            LinearEpilogue::Store | LinearEpilogue::StoreF32 => 1..=3,
-            LinearEpilogue::Add => 1..=1,
-            LinearEpilogue::SwiGlu => 2..=2,
-        };
-        p.projections = check.count(given().count(), wanted)?;
-        for (i, projection) in given().enumerate() {
-            let LinearProjection { features, column, .. } = *projection;
-            let (weight, stride) =
-                Check::of("weight").rows(&projection.weight, features, inputs, args.size())?;
-            let bias = match projection.bias {
-                Some(bias) => Check::of("bias").view(bias, features, dtype.size())?,
-                None => 0,
-            };
-            let scales = match (projection.scales, args.x_scales) {
-                (None, None) => 0,
-                // In vectors of 16 bytes.
-                (Some(scales), Some(_)) if !scales.address().is_multiple_of(16) => {
-                    return Check::of("scales")
-                        .refuse(format!("address {:#x} is not a multiple of 16 bytes", scales.address()));
-                }
-                (Some(scales), Some(_)) => Check::of("scales").view(scales, features, 4)?,
-                (Some(_), None) => {
-                    return Check::of("scales").refuse("of weights without those of x".to_string());
-                }
-                (None, Some(_)) => {
-                    return Check::of("scales").refuse("none of weights with those of x".to_string());
-                }
-            };
-            p.projection[i] = WlProjection {
-                weight,
-                bias,
-                scales,
-                stride,
-                features: Check::of("features").count(features, 1..=MOST)?,
-                column: Check::of("column").count(column, 0..=MOST)?,
-            };
-            width = width.max(column + features);
-            for other in given().take(i) {
-                let apart = column >= other.column + other.features || other.column >= column + features;
-                let same = column == other.column && features == other.features;
-                match epilogue {
-                    LinearEpilogue::SwiGlu if !same => {
-                        return check.refuse(format!(
-                            "gate and up have {} and {features} features at columns {} and {column}; \
-                             supported are equal ones",
-                            other.features, other.column,
-                        ));
-                    }
-                    LinearEpilogue::Store | LinearEpilogue::StoreF32 if !apart => {
-                        return check.refuse(format!(
-                            "{} features at column {} overlap {features} at column {column}",
-                            other.features, other.column,
-                        ));
-                    }
-                    _ => {}
-                }
-            }
-            if epilogue == LinearEpilogue::Add && column != 0 {
-                return Check::of("column").refuse(format!("{column}; supported is 0 with Add"));
-            }
-        }
-        Ok(width)
-    }
-}
-
-impl LinearEpilogue {
-    pub(super) fn code(self) -> u32 {
-        match self {
-            LinearEpilogue::Store => WL_LINEAR_STORE,
-            LinearEpilogue::StoreF32 => WL_LINEAR_STORE_F32,
-            LinearEpilogue::Add => WL_LINEAR_ADD,
-            LinearEpilogue::SwiGlu => WL_LINEAR_SWIGLU,
-        }
     }
 }
 

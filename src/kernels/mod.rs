@@ -24,10 +24,11 @@ mod linear;
 pub mod manifest;
 mod pages;
 pub mod params;
+pub(crate) mod projection;
 mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
-mod sample;
+pub(crate) mod sample;
 pub mod survey;
 mod swiglu;
 
@@ -35,23 +36,25 @@ use std::sync::Arc;
 
 pub use accept::{Accept, AcceptArgs, AcceptLogits, BeginArgs};
 pub use adamw::{Adamw, AdamwArgs};
+#[cfg(feature = "model")]
 pub(crate) use attention_decode::most_scratch;
 pub use attention_decode::{AttentionDecode, AttentionDecodeArgs, AttentionParts};
 pub use attention_prefill::{AttentionPrefill, AttentionPrefillArgs};
 pub use compiled::{CUDA_VERSION, FAMILIES};
 pub use embed::{Embed, EmbedArgs};
 pub use export::export;
-pub use gemm::{Gemm, GemmArgs, GemmProjection};
-pub use linear::{Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection};
+pub use gemm::{Gemm, GemmArgs};
+pub use linear::{Linear, LinearArgs, LinearNorm};
 pub use manifest::{Manifest, manifest};
 pub use pages::{PageLayout, PageTable};
+pub use projection::{LinearEpilogue, LinearProjection};
 pub use quantize_fp8_rows::{QuantizeFp8Rows, QuantizeFp8RowsArgs};
 pub use rms_norm::{RmsNorm, RmsNormArgs};
 pub use rope_append::{RopeAppend, RopeAppendArgs};
 pub use sample::{MAX_DRAFT, MAX_VOCAB, RoundRows, RowTable, Sample, SampleArgs, SamplePass};
 pub use swiglu::{Swiglu, SwigluArgs};
 
-pub use crate::checkpoint::Dtype;
+pub use crate::dtype::Dtype;
 use crate::{
     driver::{Driver, Handle, View, ViewMut},
     error::{Error, Result},
@@ -162,7 +165,6 @@ impl Dtype {
 
 /// The functions of a kernel that is compiled for bf16 and f16.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code)]
 struct Half<F> {
     bf16: F,
     f16: F,
@@ -213,14 +215,15 @@ pub struct E4m3Rows<'b> {
 }
 
 impl E4m3Rows<'_> {
-    /// Address and stride of q, address of the scales, and the bound.
-    fn check(&self, rows: usize, width: usize) -> Result<(u64, i64, u64, f32)> {
-        let bound = self.bound.unwrap_or(f32::INFINITY);
-        if bound.is_nan() || bound <= 0.0 {
-            return Check::of("bound").refuse(format!("{bound}; supported are numbers over 0"));
+    /// Address and stride of q, address of the scales, and the bound, by these names.
+    fn check(&self, names: [&'static str; 3], rows: usize, width: usize) -> Result<(u64, i64, u64, f32)> {
+        let [q, scales, bound] = names.map(Check::of);
+        let value = self.bound.unwrap_or(f32::INFINITY);
+        if value.is_nan() || value <= 0.0 {
+            return bound.refuse(format!("{value}; supported are numbers over 0"));
         }
-        let (q, stride) = Check::of("q").rows_mut(&self.q, rows, width, 1)?;
-        Ok((q, stride, Check::of("scales").view_mut(&self.scales, rows, 4)?, bound))
+        let (q, stride) = q.rows_mut(&self.q, rows, width, 1)?;
+        Ok((q, stride, scales.view_mut(&self.scales, rows, 4)?, value))
     }
 }
 
@@ -230,7 +233,7 @@ struct Check {
 }
 
 impl Check {
-    fn of(argument: &'static str) -> Self {
+    const fn of(argument: &'static str) -> Self {
         Check { argument }
     }
 
@@ -259,20 +262,26 @@ impl Check {
         }
     }
 
-    /// The address of statistics, f32: those of any row, so a multiple of 4 does.
-    fn floats(&self, address: u64, bytes: usize, elements: usize) -> Result<u64> {
-        if !address.is_multiple_of(4) {
-            return self.refuse(format!("address {address:#x} is not a multiple of 4 bytes"));
+    /// The address of an array of f32 that is read in vectors of 16 bytes.
+    fn vectors(&self, view: View, elements: usize) -> Result<u64> {
+        if !view.address().is_multiple_of(16) {
+            return self.refuse(format!("address {:#x} is not a multiple of 16 bytes", view.address()));
         }
-        match elements.checked_mul(4) {
-            Some(needed) if needed <= bytes => Ok(address),
-            _ => self.refuse(format!("{bytes} bytes do not hold {elements} elements of 4 bytes")),
-        }
+        self.view(view, elements, 4)
     }
 
     /// The address of an array to read.
     fn view(&self, view: View, elements: usize, size: usize) -> Result<u64> {
         self.array(view.address(), view.bytes(), elements, size)
+    }
+
+    /// The address of so many bytes of scratch.
+    fn bytes(&self, scratch: &ViewMut, needed: usize) -> Result<u64> {
+        let (address, bytes) = (scratch.address(), scratch.bytes());
+        if bytes < needed {
+            return self.refuse(format!("{bytes} bytes; {needed} are needed"));
+        }
+        self.array(address, bytes, needed, 1)
     }
 
     /// The address of an array to write.

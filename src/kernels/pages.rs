@@ -1,6 +1,10 @@
 //! Where keys and values lie in device memory, for the kernels that write and read them.
 
-use super::{Check, Dtype, params::WlPages};
+use super::{
+    Check, Dtype,
+    manifest::{multiple, texts},
+    params::WlPages,
+};
 use crate::{driver::View, error::Result};
 
 /// Position j of a sequence lies in the page that its row of the page table names at j / page_size, at slot
@@ -112,12 +116,11 @@ pub(super) fn check(
         type_: dtype.code(),
         pages: count("pages", layout.pages, 0..=i32::MAX as usize)?,
         page_size: count("page_size", layout.page_size, 8..=1 << 30)?,
-        table_stride: count("page table stride", table.stride, 0..=i32::MAX as usize)?,
+        table_stride: count("table.stride", table.stride, 0..=i32::MAX as usize)?,
         ..WlPages::default()
     };
-    count("sequences", table.sequences, 0..=i32::MAX as usize)?;
-    pages.table =
-        Check::of("page table").view(table.view, table.sequences.saturating_mul(table.stride), 4)?;
+    count("table.sequences", table.sequences, 0..=i32::MAX as usize)?;
+    pages.table = Check::of("table").view(table.view, table.sequences.saturating_mul(table.stride), 4)?;
     let elements = layout.elements(positions)?;
     pages.k = Check::of("k").array(k.0, k.1, elements, dtype.size())?;
     pages.v = Check::of("v").array(v.0, v.1, elements, dtype.size())?;
@@ -127,4 +130,17 @@ pub(super) fn check(
     pages.head_stride = stride(layout.kv_heads, layout.head_stride);
     pages.slot_stride = stride(layout.page_size, layout.slot_stride);
     Ok(pages)
+}
+
+/// For the manifest: what a struct of pages must be for the checks.
+pub(super) fn requires() -> Vec<String> {
+    let mut requires = texts(&[
+        "pages.type == type",
+        "0 <= pages.pages",
+        "0 <= pages.table_stride",
+        "8 <= pages.page_size",
+        "pages.page_size <= 1073741824",
+    ]);
+    requires.push(multiple(8, "pages.page_size"));
+    requires
 }

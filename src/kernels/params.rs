@@ -43,6 +43,8 @@ pub const WL_EMBED_FEATURES: u32 = 2048;
 pub const WL_LINEAR_THREADS: u32 = 256;
 pub const WL_LINEAR_FEATURES: u32 = 128;
 pub const WL_LINEAR_ROWS: u32 = 64;
+pub const WL_LINEAR_MOST: u32 = 536870912;
+pub const WL_LINEAR_MOST_SCRATCH: u32 = 8389632;
 pub const WL_LINEAR_PROJECTIONS: u32 = 3;
 pub const WL_LINEAR_SEGMENTS: u32 = 8;
 pub const WL_LINEAR_SEGMENT_STEP: u32 = 128;
@@ -78,9 +80,9 @@ pub const WL_SWIGLU_E4M3_HELD: u32 = 16384;
 pub struct WlMask {
     /// WL_CAUSAL .. WL_FULL
     pub pattern: u32,
-    /// width of the window, chunk or block; 0 for patterns without one
+    /// width of the window, chunk or block, even with WL_BLOCKWISE; 0 for patterns without one
     pub keys: i32,
-    /// first positions that every row sees: sinks, global tokens
+    /// first positions that rows see on top of it: sinks, global tokens
     pub prefix: i32,
     pub reserved: i32,
 }
@@ -634,9 +636,9 @@ pub struct WlAttentionDecode {
     pub tree: u64,
     /// f32 \[heads\]: logits that join the softmax without a value, to 2e38 in magnitude; or 0
     pub sinks: u64,
-    /// f32 \[tokens, heads, ceil(max_keys / part_keys), head_dim\]; 0 if there is one part
+    /// f32 \[tokens, heads, ceil(max_keys / part_keys), head_dim\], at a multiple of 16 bytes; 0 if there is one part
     pub parts: u64,
-    /// f32 \[tokens, heads, ceil(max_keys / part_keys), 2\]: maximum and sum; 0 likewise
+    /// f32 \[tokens, heads, ceil(max_keys / part_keys), 2\]: maximum and sum, likewise
     pub sums: u64,
     /// elements from row to row, a multiple of 8, as all strides here
     pub q_stride: i64,
@@ -929,7 +931,8 @@ pub struct WlLinear {
     /// f32 \[rows, ceil(features / 64)\]: those of out, with WL_LINEAR_ADD; or 0
     pub out_stats: u64,
     /** u32 \[WL_LINEAR_TICKETS\], 0 before and after every launch; then
-    f32 \[blocks, segments, rows, WL_LINEAR_FEATURES\]; not used with one segment*/
+    f32 \[blocks, segments, rows, WL_LINEAR_FEATURES\]; at a multiple of 16 bytes; not used with
+    one segment*/
     pub scratch: u64,
     /// elements from row to row
     pub x_stride: i64,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, type_of},
+    manifest::{About, apart, texts, type_of},
     params::{WL_VERSION, WlQuantizeFp8Rows},
 };
 use crate::{
@@ -50,10 +50,10 @@ const ROWS: Geometry<WlQuantizeFp8Rows> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    About {
-        requires: vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()],
-        ..About::new("WlQuantizeFp8Rows", "rows to e4m3 with a scale for each row", ROWS.text)
-    }
+    let mut requires = vec![type_of(entry)];
+    requires.extend(texts(&["1 <= rows", "1 <= width", "width <= 1073741824"]));
+    requires.extend(apart("rows", "width", &["x_stride", "q_stride"]));
+    About { requires, ..About::new("WlQuantizeFp8Rows", "rows to e4m3 with a scale for each row", ROWS.text) }
 }
 
 impl QuantizeFp8Rows {

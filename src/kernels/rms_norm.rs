@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, type_of},
+    manifest::{About, apart, texts, type_of},
     params::{WL_E4M3, WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_VERSION, WlRmsNorm},
 };
 use crate::{
@@ -57,7 +57,10 @@ const ROWS: Geometry<WlRmsNorm> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    let mut requires = vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()];
+    let mut requires = vec![type_of(entry)];
+    requires.extend(texts(&["1 <= rows", "1 <= width", "width <= 1073741824"]));
+    // Those of a residual that is none are 0.
+    requires.extend(apart("rows", "width", &["x_stride", "y_stride"]));
     let e4m3 = entry.contains("_e4m3");
     requires.push(format!("y_type == {}", if e4m3 { "WL_E4M3" } else { "type" }));
     let what = if e4m3 {
@@ -124,7 +127,8 @@ impl RmsNorm {
         let functions = self.e4m3.of(args.dtype)?;
         let mut p = args.params()?;
         p.y_type = WL_E4M3;
-        (p.y, p.y_stride, p.y_scales, p.bound) = args.y.check(args.rows, args.width)?;
+        (p.y, p.y_stride, p.y_scales, p.bound) =
+            args.y.check(["y", "y_scales", "y_bound"], args.rows, args.width)?;
         // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
         unsafe { enqueue(stream, functions, &p) }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, Half, Module, PageLayout, PageTable, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, texts, type_of},
+    manifest::{About, apart, multiple, texts, type_of},
     pages,
     params::{WL_ROPE_APPEND_HEAD_DIM, WL_ROPE_APPEND_THREADS, WL_VERSION, WlRopeAppend},
 };
@@ -66,9 +66,21 @@ const HEADS: Geometry<WlRopeAppend> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    let bounds = ["pages.type == type", "1 <= rows", "2 <= head_dim", "head_dim <= WL_ROPE_APPEND_HEAD_DIM"];
+    let mut requires = vec![type_of(entry), multiple(2, "head_dim")];
+    requires.extend(texts(&[
+        "1 <= rows",
+        "1 <= heads",
+        "heads <= 65536",
+        "1 <= kv_heads",
+        "kv_heads <= 65536",
+        "2 <= head_dim",
+        "head_dim <= WL_ROPE_APPEND_HEAD_DIM",
+        "0 <= sequences",
+    ]));
+    requires.extend(apart("rows", "(heads + 2 * kv_heads) * head_dim", &["qkv_stride"]));
+    requires.extend(pages::requires());
     About {
-        requires: [vec![type_of(entry)], texts(&bounds)].concat(),
+        requires,
         ..About::new(
             "WlRopeAppend",
             "turns q and k to their positions, and writes k and v to their pages",
@@ -96,8 +108,9 @@ impl RopeAppend {
         let &RopeAppendArgs { dtype, rows, heads, magnitude, layout, table, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = layout;
         let function = *self.functions.of(dtype)?;
-        if !magnitude.is_finite() {
-            return Check::of("magnitude").refuse(format!("{magnitude}; supported are finite numbers"));
+        if !magnitude.is_finite() || magnitude == 0.0 {
+            return Check::of("magnitude")
+                .refuse(format!("{magnitude}; supported are finite numbers other than 0, commonly 1"));
         }
         if !head_dim.is_multiple_of(2) {
             return Check::of("head_dim").refuse(format!("{head_dim}; supported are even numbers"));
@@ -108,7 +121,7 @@ impl RopeAppend {
             heads: Check::of("heads").count(heads, 1..=1 << 16)?,
             kv_heads: Check::of("kv_heads").count(kv_heads, 1..=1 << 16)?,
             head_dim: Check::of("head_dim").count(head_dim, 2..=WL_ROPE_APPEND_HEAD_DIM as usize)?,
-            sequences: Check::of("sequences").count(table.sequences, 0..=i32::MAX as usize)?,
+            sequences: Check::of("table.sequences").count(table.sequences, 0..=i32::MAX as usize)?,
             magnitude,
             positions: Check::of("positions").view(args.positions, rows, 4)?,
             slots: Check::of("slots").view(args.slots, rows, 4)?,

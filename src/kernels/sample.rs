@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     Check, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, texts},
+    manifest::{About, apart, texts},
     params::{
         WL_MAX_DRAFT, WL_SAMPLE_DRAFT, WL_SAMPLE_ROWS, WL_SAMPLE_VERIFY, WL_SAMPLE_VOCAB, WL_VERSION,
         WlChoice, WlRows, WlSample, WlSequence,
@@ -30,6 +30,11 @@ pub struct Sample {
     function: Handle,
 }
 
+// As errors name them.
+pub(crate) const DRAFT: [&str; 3] = ["round.draft.tokens", "round.draft.positions", "round.draft.sequences"];
+pub(crate) const VERIFY: [&str; 3] =
+    ["round.verify.tokens", "round.verify.positions", "round.verify.sequences"];
+
 /// Rows of a forward pass in device memory, three i32 arrays; see `WlRows`.
 #[derive(Debug)]
 pub struct RowTable<'b> {
@@ -42,12 +47,12 @@ pub struct RowTable<'b> {
 }
 
 impl RowTable<'_> {
-    pub(super) fn check(&self, argument: &'static str, rows: usize) -> Result<WlRows> {
-        let check = Check::of(argument);
+    fn check(&self, names: [&'static str; 3], rows: usize) -> Result<WlRows> {
+        let [tokens, positions, sequences] = names.map(Check::of);
         Ok(WlRows {
-            tokens: check.view_mut(&self.tokens, rows, 4)?,
-            positions: check.view_mut(&self.positions, rows, 4)?,
-            sequences: check.view_mut(&self.sequences, rows, 4)?,
+            tokens: tokens.view_mut(&self.tokens, rows, 4)?,
+            positions: positions.view_mut(&self.positions, rows, 4)?,
+            sequences: sequences.view_mut(&self.sequences, rows, 4)?,
         })
     }
 }
@@ -73,8 +78,8 @@ impl RoundRows<'_> {
         let steps = Check::of("steps").count(self.steps, 1..=MAX_DRAFT + 1)?;
         let draft_rows = Check::of("draft_rows").count(self.draft_rows, 0..=MAX_ROWS)?;
         let verify_rows = Check::of("verify_rows").count(self.verify_rows, 0..=MAX_ROWS)?;
-        let draft = self.draft.check("draft", self.steps * self.draft_rows)?;
-        Ok((steps, draft_rows, verify_rows, draft, self.verify.check("verify", self.verify_rows)?))
+        let draft = self.draft.check(DRAFT, self.steps * self.draft_rows)?;
+        Ok((steps, draft_rows, verify_rows, draft, self.verify.check(VERIFY, self.verify_rows)?))
     }
 }
 
@@ -140,9 +145,21 @@ const PARTS: Geometry<WlSample> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(_entry: &str) -> About {
-    let bounds = ["1 <= rows", "rows <= WL_SAMPLE_ROWS", "1 <= vocab", "vocab <= WL_SAMPLE_VOCAB"];
+    let mut requires = texts(&[
+        "mode <= WL_SAMPLE_VERIFY",
+        "1 <= rows",
+        "rows <= WL_SAMPLE_ROWS",
+        "1 <= vocab",
+        "vocab <= WL_SAMPLE_VOCAB",
+        "0 <= slots",
+        "1 <= steps",
+        "steps <= WL_MAX_DRAFT + 1",
+        "0 <= draft_rows",
+        "0 <= verify_rows",
+    ]);
+    requires.extend(apart("rows", "vocab", &["logits_stride"]));
     About {
-        requires: texts(&bounds),
+        requires,
         ..About::new("WlSample", "chooses a token from each row of logits, greedily or at random", PARTS.text)
     }
 }
@@ -165,6 +182,14 @@ impl Sample {
     pub fn scratch_bytes(rows: usize, vocab: usize) -> usize {
         let [tickets, partial] = ranges(rows, vocab);
         tickets + partial
+    }
+
+    /// Bytes of scratch of a launch of this size, if there can be one.
+    #[cfg(feature = "capi")]
+    pub(crate) fn check_sizes(rows: usize, vocab: usize) -> Result<usize> {
+        Check::of("rows").count(rows, 0..=WL_SAMPLE_ROWS as usize)?;
+        Check::of("vocab").count(vocab, 1..=MAX_VOCAB)?;
+        Ok(Sample::scratch_bytes(rows, vocab))
     }
 
     /// Enqueues the kernel.
@@ -193,7 +218,9 @@ impl Sample {
             }
         };
         if args.rows.start > args.rows.end || args.rows.end > most {
-            return Check::of("rows").refuse(format!("{:?}; supported are ranges in 0..{most}", args.rows));
+            let (first, last) = (args.rows.start, args.rows.end);
+            return Check::of("rows")
+                .refuse(format!("{first} to {last}, the last excluded; supported are 0 to {most}"));
         }
         let rows = args.rows.len();
         Check::of("rows").count(rows, 0..=WL_SAMPLE_ROWS as usize)?;
@@ -233,7 +260,7 @@ impl Sample {
             p.hashes = all + (args.rows.start * size_of::<u64>()) as u64;
         }
         let [tickets, partial] = ranges(rows, vocab);
-        p.tickets = Check::of("scratch").view_mut(&args.scratch, tickets + partial, 1)?;
+        p.tickets = Check::of("scratch").bytes(&args.scratch, tickets + partial)?;
         p.partial = p.tickets + tickets as u64;
         if rows == 0 {
             return Ok(());

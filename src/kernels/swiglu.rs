@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Check, Dtype, E4m3Rows, Half, Module, Rows, RowsMut,
     geometry::{Geometry, geometry},
-    manifest::{About, type_of},
+    manifest::{About, apart, texts, type_of},
     params::{WL_E4M3, WL_SWIGLU_FEATURES, WL_VERSION, WlSwiglu},
 };
 use crate::{
@@ -57,7 +57,9 @@ const ROWS: Geometry<WlSwiglu> = geometry! {
 
 /// For the manifest.
 pub(super) fn about(entry: &str) -> About {
-    let mut requires = vec![type_of(entry), "1 <= rows".into(), "1 <= width".into()];
+    let mut requires = vec![type_of(entry)];
+    requires.extend(texts(&["1 <= rows", "1 <= width", "width <= 67108864"]));
+    requires.extend(apart("rows", "width", &["gate_stride", "up_stride", "out_stride"]));
     let (what, text) = if entry.ends_with("_e4m3") {
         requires.push("out_type == WL_E4M3".into());
         ("silu(gate) * up, to e4m3 with a scale for each row", ROWS.text)
@@ -109,7 +111,8 @@ impl Swiglu {
         let function = *self.e4m3.of(args.dtype)?;
         let mut p = args.params()?;
         p.out_type = WL_E4M3;
-        (p.out, p.out_stride, p.out_scales, p.bound) = args.out.check(args.rows, args.width)?;
+        (p.out, p.out_stride, p.out_scales, p.bound) =
+            args.out.check(["out", "out_scales", "out_bound"], args.rows, args.width)?;
         if args.rows == 0 {
             return Ok(());
         }

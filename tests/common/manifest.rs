@@ -1,8 +1,6 @@
 //! Launches by the manifest alone, as a program that has nothing but its JSON makes them.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 use warploom::driver::LaunchReport;
 
@@ -23,7 +21,6 @@ pub struct Launch<'m> {
     manifest: &'m Manifest,
     pub entry: &'m Value,
     parameter: &'m [u8],
-    values: BTreeMap<&'m str, i64>,
 }
 
 pub fn text(value: &Value) -> &str {
@@ -67,10 +64,19 @@ impl Manifest {
 
     /// The bytes of a parameter with these fields, zeros for the others.
     pub fn pack(&self, entry: &str, fields: &[(&str, f64)]) -> Vec<u8> {
-        let (_, entry) = self.entry(entry);
-        let mut bytes = vec![0; number(&entry["parameter_bytes"])];
+        let mut bytes = vec![0; number(&self.entry(entry).1["parameter_bytes"])];
         for &(path, value) in fields {
-            let (offset, kind) = self.field(text(&entry["parameter"]), path).expect(path);
+            bytes = self.with(entry, &bytes, path, value).expect(path);
+        }
+        bytes
+    }
+
+    /// A parameter with another value of a field; None if it has no such field.
+    pub fn with(&self, entry: &str, parameter: &[u8], path: &str, value: f64) -> Option<Vec<u8>> {
+        let (_, entry) = self.entry(entry);
+        let mut bytes = parameter.to_vec();
+        {
+            let (offset, kind) = self.field(text(&entry["parameter"]), path)?;
             let mut put = |number: &[u8]| bytes[offset..][..number.len()].copy_from_slice(number);
             match kind {
                 "f32" => put(&(value as f32).to_le_bytes()),
@@ -81,22 +87,26 @@ impl Manifest {
                 other => panic!("{path} is of {other}"),
             }
         }
-        bytes
+        Some(bytes)
     }
 
     /// A launch of an entry with this parameter; what the entry requires must hold.
     pub fn launch<'m>(&'m self, entry: &str, parameter: &'m [u8]) -> Launch<'m> {
+        self.try_launch(entry, parameter)
+            .unwrap_or_else(|required| panic!("{entry}: {required} does not hold"))
+    }
+
+    /// A launch, or what is required and does not hold.
+    pub fn try_launch<'m>(&'m self, entry: &str, parameter: &'m [u8]) -> Result<Launch<'m>, &'m str> {
         let (_, entry) = self.entry(entry);
         assert_eq!(parameter.len(), number(&entry["parameter_bytes"]));
-        let mut launch = Launch { manifest: self, entry, parameter, values: BTreeMap::new() };
-        for value in array(&entry["launch"]["values"]) {
-            let number = launch.evaluate(text(&value["value"]));
-            launch.values.insert(text(&value["name"]), number);
+        let launch = Launch { manifest: self, entry, parameter };
+        // In order: what comes first keeps what follows, and the values that it names, from dividing by 0.
+        let mut required = array(&entry["requires"]).iter().map(text);
+        match required.find(|required| launch.evaluate(required) == 0) {
+            Some(required) => Err(required),
+            None => Ok(launch),
         }
-        for required in array(&entry["requires"]) {
-            assert!(launch.evaluate(text(required)) != 0, "{}: {required} does not hold", entry["name"]);
-        }
-        launch
     }
 
     /// A launch that was made is the one that the manifest tells of.
@@ -132,8 +142,9 @@ impl Launch<'_> {
 
     /// What a constant, a value or a field is.
     fn operand(&self, path: &str) -> i64 {
-        if let Some(value) = self.values.get(path) {
-            return *value;
+        let mut values = array(&self.entry["launch"]["values"]).iter();
+        if let Some(value) = values.find(|value| value["name"] == path) {
+            return self.evaluate(text(&value["value"]));
         }
         if let Some(constant) = self.manifest.0["constants"].get(path) {
             return number(constant) as i64;
@@ -227,6 +238,7 @@ impl<'r> Reader<'r> {
             ("min", [a, b]) => *a.min(b),
             ("max", [a, b]) => *a.max(b),
             ("pow2_ceil", [a]) => (*a as u64).next_power_of_two() as i64,
+            // Of the one that is not taken, too, the value could be computed.
             ("select", [c, a, b]) => *if *c == 0 { b } else { a },
             _ => panic!("no function {word} of {} arguments", arguments.len()),
         }

@@ -1,7 +1,7 @@
 /* RMSNorm of a row of threes, which are ones then, by the functions that the Rust crate exports. */
 #include <stdio.h>
 
-#include <warploom.h>
+#include <warploom/warploom.h>
 
 enum { WIDTH = 1024, ONE = 0x3f80, THREE = 0x4040 };
 

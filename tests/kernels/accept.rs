@@ -1173,14 +1173,14 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.slots = usize::MAX, "slots: ");
     refused(&|a| a.vocab = 0, "vocab: 0");
     refused(&|a| a.vocab = 65, "seen: rows 2 elements apart overlap; 3 at least");
-    refused(&|a| a.vocab = 41, "draft logits: rows 40 elements apart overlap; 41 at least");
+    refused(&|a| a.vocab = 41, "draft_logits: rows 40 elements apart overlap; 41 at least");
     refused(&|a| a.verify_first = 70000, "verify_first: 70000");
     refused(&|a| a.verify_rows = 7, "verify_choices: 192 bytes do not hold 7 elements of 32 bytes");
     refused(&|a| logits(a).steps = 17, "steps: 17; supported are 0 to 16");
-    refused(&|a| logits(a).steps = 3, "draft logits: 960 bytes do not hold 360 elements");
-    refused(&|a| logits(a).draft_rows = 4, "draft logits: rows 120 elements apart overlap; 160 at least");
-    refused(&|a| logits(a).draft_step_stride = usize::MAX / 2, "draft logits: ");
-    refused(&|a| logits(a).verify.stride = 39, "verify logits: rows 39 elements apart overlap; 40 at least");
+    refused(&|a| logits(a).steps = 3, "draft_logits: 960 bytes do not hold 360 elements");
+    refused(&|a| logits(a).draft_rows = 4, "draft_logits: rows 120 elements apart overlap; 160 at least");
+    refused(&|a| logits(a).draft_step_stride = usize::MAX / 2, "draft_logits: ");
+    refused(&|a| logits(a).verify.stride = 39, "verify_logits: rows 39 elements apart overlap; 40 at least");
 
     let (plans, mut rows) = (words(3 * 6), [(); 6].map(|()| words(12)));
     let (draft_lengths, verify_lengths) = (words(4), words(3));
@@ -1205,8 +1205,8 @@ fn what_does_not_fit_is_refused() {
         assert!(error.contains(wanted), "{error}");
     };
     refused(&|a| a.slots = 4, "plans: 72 bytes do not hold 4 elements of 24 bytes");
-    refused(&|a| a.round.steps = 4, "draft: 48 bytes do not hold 16 elements");
-    refused(&|a| a.round.verify_rows = 13, "verify: 48 bytes do not hold 13 elements");
+    refused(&|a| a.round.steps = 4, "draft.tokens: 48 bytes do not hold 16 elements");
+    refused(&|a| a.round.verify_rows = 13, "verify.tokens: 48 bytes do not hold 13 elements");
     refused(&|a| a.round.verify_rows = 65536, "verify_rows: 65536; supported are 0 to 65535");
     refused(
         &|a| (a.round.draft_rows, a.round.steps) = (5, 2),

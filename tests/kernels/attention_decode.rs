@@ -1009,7 +1009,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.dtype = Dtype::F32, "dtype: f32");
     refused(&|a| a.tokens = 4, "q: ");
     refused(&|a| a.tokens = usize::MAX, "tokens: ");
-    refused(&|a| a.sequences = 3, "page table: 2 rows for 3 sequences");
+    refused(&|a| a.sequences = 3, "table: 2 rows for 3 sequences");
     refused(&|a| a.sequences = 65536, "sequences: 65536");
     refused(&|a| a.max_rows = 0, "max_rows: 0");
     refused(&|a| a.max_rows = 65, "max_rows: 65; supported are 1 to 64");
@@ -1034,7 +1034,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| cut(a, 305), "k: ");
     refused(&|a| a.v = a.v.slice(0..a.v.bytes() - 2), "v: ");
     refused(&|a| a.k = a.k.slice(2..a.k.bytes()), "k: address");
-    refused(&|a| a.q.stride = 68, "q stride: 68; supported are multiples of 8");
+    refused(&|a| a.q.stride = 68, "q.stride: 68; supported are multiples of 8");
     refused(&|a| a.out.stride = 56, "out: rows 56 elements apart overlap");
     refused(&|a| a.q.view = a.q.view.slice(0..64), "q: 64 bytes do not hold");
     refused(&|a| a.lengths = a.lengths.slice(0..4), "lengths: ");
@@ -1044,7 +1044,11 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.documents = Some(a.lengths.slice(0..4)), "documents: ");
     refused(&|a| a.tree = Some(a.lengths), "tree: ");
     refused(&|a| a.sinks = Some(a.lengths), "sinks: ");
-    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask: window:0");
+    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask.keys: 0");
+    refused(
+        &|a| a.mask = Mask { pattern: Pattern::Blockwise { keys: 3 }, prefix: 0 },
+        "mask.keys: 3; supported are even",
+    );
     refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: usize::MAX }, prefix: usize::MAX }, "");
     refused(&|a| a.scale = f32::NAN, "scale: NaN; supported are -1e30 to 1e30");
     refused(&|a| a.scale = 3e38, "scale: 3");

@@ -821,7 +821,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.tokens = 4, "q: ");
     refused(&|a| a.tokens = usize::MAX, "tokens: ");
     refused(&|a| (a.tokens, a.heads) = (1 << 28, 8), "tokens: 268435456 of 8 heads");
-    refused(&|a| a.sequences = 3, "page table: 2 rows for 3 sequences");
+    refused(&|a| a.sequences = 3, "table: 2 rows for 3 sequences");
     refused(&|a| a.sequences = 65536, "sequences: 65536");
     refused(&|a| a.max_rows = 0, "max_rows: 0");
     refused(&|a| a.max_rows = usize::MAX, "max_rows: ");
@@ -845,7 +845,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| cut(a, 305), "k: ");
     refused(&|a| a.v = a.v.slice(0..a.v.bytes() - 2), "v: ");
     refused(&|a| a.k = a.k.slice(2..a.k.bytes()), "k: address");
-    refused(&|a| a.q.stride = 68, "q stride: 68; supported are multiples of 8");
+    refused(&|a| a.q.stride = 68, "q.stride: 68; supported are multiples of 8");
     refused(&|a| a.out.stride = 56, "out: rows 56 elements apart overlap");
     refused(&|a| a.q.view = a.q.view.slice(0..64), "q: 64 bytes do not hold");
     refused(&|a| a.lengths = a.lengths.slice(0..4), "lengths: ");

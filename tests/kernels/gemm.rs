@@ -2,7 +2,7 @@
 
 use warploom::{
     driver::Buffer,
-    kernels::{Dtype, GemmArgs, GemmProjection, LinearEpilogue, Rows, RowsMut, SwigluArgs},
+    kernels::{Dtype, GemmArgs, LinearEpilogue, LinearProjection, Rows, RowsMut, SwigluArgs},
 };
 
 use super::{
@@ -180,7 +180,7 @@ impl Case {
             let mut out_stats = rig.poisoned(rows * self.shape.width().div_ceil(64), Dtype::F32);
             let mut projections = [None; 3];
             for (i, (part, [weight, scales, biases])) in self.parts.iter().zip(&parts).enumerate() {
-                projections[i] = Some(GemmProjection {
+                projections[i] = Some(LinearProjection {
                     weight: Rows { view: weight.view(), stride: self.stride },
                     scales: fp8.then(|| scales.view()),
                     bias: bias.then(|| biases.view()),
@@ -548,7 +548,7 @@ fn what_does_not_fit_is_refused() {
     let mut refused = |with_stats: bool, change: &dyn Fn(&mut GemmArgs), wanted: &str| {
         let part = |column| {
             let weight = Rows { view: weight.view(), stride: 1024 };
-            Some(GemmProjection { weight, scales: None, bias: None, features: 64, column })
+            Some(LinearProjection { weight, scales: None, bias: None, features: 64, column })
         };
         let mut args = GemmArgs {
             dtype,
@@ -565,7 +565,7 @@ fn what_does_not_fit_is_refused() {
         let error = rig.kernels.gemm.launch(&rig.stream, args).expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");
     };
-    let part = |a: &mut GemmArgs, i: usize, change: &dyn Fn(&mut GemmProjection)| {
+    let part = |a: &mut GemmArgs, i: usize, change: &dyn Fn(&mut LinearProjection)| {
         change(a.projections[i].as_mut().unwrap());
     };
     refused(false, &|a| a.dtype = Dtype::F32, "dtype: f32; supported are bf16 and f16");
@@ -592,8 +592,8 @@ fn what_does_not_fit_is_refused() {
     let pair = |a: &mut GemmArgs| (a.epilogue, a.projections[2]) = (SwiGlu, None);
     refused(false, &pair, "projections: gate and up have 64 and 64 features at columns 0 and 64");
     let one = |a: &mut GemmArgs| (a.epilogue, a.projections) = (Add, [a.projections[1], None, None]);
-    refused(false, &one, "column: 64; supported is 0 with Add");
-    refused(true, &|_| (), "out_stats: with Store; supported is Add");
+    refused(false, &one, "column: 64; supported is 0 where out is added to");
+    refused(true, &|_| (), "out_stats: of an epilogue that does not add to out");
     let one = |a: &mut GemmArgs| (a.epilogue, a.projections) = (Add, [a.projections[0], None, None]);
     refused(true, &one, "out_stats: 12 bytes do not hold 4 elements");
     // e4m3: scales of x and of every projection, or of none.
@@ -607,8 +607,8 @@ fn what_does_not_fit_is_refused() {
         change(a);
     };
     let none = |a: &mut GemmArgs| part(a, 1, &|p| p.scales = None);
-    refused(false, &|a| change(a, &none), "scales: none of weights with those of x");
-    refused(false, &|a| change(a, &|a| a.x_scales = None), "scales: of weights without those of x");
+    refused(false, &|a| change(a, &none), "scales: none; needed with x_scales");
+    refused(false, &|a| change(a, &|a| a.x_scales = None), "scales: given without x_scales");
     let short = |a: &mut GemmArgs| a.x_scales = Some(a.x.view.slice(0..12));
     refused(false, &|a| change(a, &short), "x_scales: 12 bytes do not hold 4 elements");
     let short = |a: &mut GemmArgs| part(a, 2, &|p| p.scales = Some(p.scales.unwrap().slice(0..252)));

@@ -832,7 +832,7 @@ fn what_does_not_fit_is_refused() {
         false,
         all,
         &|a| a.norm.as_mut().unwrap().weight = a.x.view.slice(0..2046),
-        "norm weight: 2046 bytes",
+        "norm_weight: 2046 bytes",
     );
     refused(
         false,
@@ -875,10 +875,10 @@ fn what_does_not_fit_is_refused() {
     let pair = |a: &mut LinearArgs| (a.epilogue, a.projections[2]) = (SwiGlu, None);
     refused(false, all, &pair, "projections: gate and up have 64 and 64 features at columns 0 and 64");
     let one = |a: &mut LinearArgs| (a.epilogue, a.projections) = (Add, [a.projections[1], None, None]);
-    refused(false, all, &one, "column: 64; supported is 0 with Add");
+    refused(false, all, &one, "column: 64; supported is 0 where out is added to");
     let one = |a: &mut LinearArgs| (a.epilogue, a.projections) = (Add, [a.projections[0], None, None]);
-    refused(false, 512, &one, "scratch: 512 bytes do not hold 4608 elements of 1 bytes");
-    refused(true, all, &|_| (), "out_stats: with Store; supported is Add");
+    refused(false, 512, &one, "scratch: 512 bytes; 4608 are needed");
+    refused(true, all, &|_| (), "out_stats: of an epilogue that does not add to out");
     refused(true, all, &one, "out_stats: 12 bytes do not hold 4 elements");
     let fp8 = |a: &mut LinearArgs| {
         (a.x_scales, a.norm) = (Some(a.x.view.slice(0..16)), None);
@@ -889,9 +889,9 @@ fn what_does_not_fit_is_refused() {
         fp8(a);
         a.norm = norm;
     };
-    refused(false, all, &with_norm, "norm: of x in e4m3; supported are bf16 and f16");
+    refused(false, all, &with_norm, "norm_weight: given with x_scales");
     let of_weights = |a: &mut LinearArgs| part(a, 1, &|p| p.scales = Some(p.weight.view));
-    refused(false, all, &of_weights, "scales: of weights without those of x");
+    refused(false, all, &of_weights, "scales: given without x_scales");
     let mut refused_fp8 = |change: &dyn Fn(&mut LinearArgs), wanted: &str| {
         let changed = |a: &mut LinearArgs| {
             fp8(a);
@@ -902,7 +902,7 @@ fn what_does_not_fit_is_refused() {
     let part_fp8 = |a: &mut LinearArgs, begin: usize, end: usize| {
         part(a, 2, &|p| p.scales = Some(p.weight.view.slice(begin..end)));
     };
-    refused_fp8(&|a| part(a, 2, &|p| p.scales = None), "scales: none of weights with those of x");
+    refused_fp8(&|a| part(a, 2, &|p| p.scales = None), "scales: none; needed with x_scales");
     refused_fp8(&|a| part_fp8(a, 0, 252), "scales: 252 bytes do not hold 64 elements");
     refused_fp8(&|a| part_fp8(a, 4, 260), "scales: address");
     refused_fp8(&|a| a.x_scales = Some(a.x.view.slice(0..12)), "x_scales: 12 bytes do not hold 4 elements");

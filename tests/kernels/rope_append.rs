@@ -567,6 +567,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.heads = usize::MAX, "heads: ");
     refused(&|a| a.qkv.stride = 66, "qkv: 256 bytes do not hold 130 elements");
     refused(&|a| a.magnitude = f32::INFINITY, "magnitude: inf");
+    refused(&|a| a.magnitude = 0.0, "magnitude: 0");
     refused(&|a| a.layout.head_dim = 15, "head_dim: 15");
     refused(&|a| a.layout.head_dim = 0, "head_dim: 0");
     refused(&|a| a.layout.head_dim = 258, "head_dim: 258");
@@ -579,6 +580,6 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.layout.slot_stride = 15, "slot_stride: 15; elements overlap");
     refused(&|a| a.layout.page_stride = 64, "page_stride: 64; elements overlap");
     refused(&|a| a.layout.page_stride = usize::MAX / 2, "page_stride: ");
-    refused(&|a| a.table.stride = 3, "page table: 8 bytes do not hold 3 elements");
+    refused(&|a| a.table.stride = 3, "table: 8 bytes do not hold 3 elements");
     refused(&|a| a.table.sequences = 1 << 31, "sequences: 2147483648");
 }

@@ -864,9 +864,9 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.pass = SamplePass::Draft { step: 2 }, "step: 2; supported are 0 to 1");
     refused(&|a| a.round.steps = 18, "steps: 18; supported are 1 to 17");
     refused(&|a| a.round.steps = 0, "steps: 0");
-    refused(&|a| a.round.draft_rows = 5, "draft: 48 bytes do not hold 15 elements");
+    refused(&|a| a.round.draft_rows = 5, "draft.tokens: 48 bytes do not hold 15 elements");
     refused(&|a| a.round.draft_rows = usize::MAX, "draft_rows: ");
-    refused(&|a| a.round.verify_rows = 11, "verify: 40 bytes do not hold 11 elements");
+    refused(&|a| a.round.verify_rows = 11, "verify.tokens: 40 bytes do not hold 11 elements");
     refused(&|a| a.slots = 5, "states: 1280 bytes do not hold 5 elements of 296 bytes");
     refused(&|a| a.slots = 70000, "slots: 70000");
     refused(&|a| a.slots = usize::MAX, "slots: ");

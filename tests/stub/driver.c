@@ -95,6 +95,7 @@ int cuDeviceGetAttribute(int* value, int which, int device) {
         case 16: return *value = 132, 0;  // multiprocessors
         case 97: return *value = 232448, 0;  // shared memory of a CTA that opts in
         case 38: return *value = 50 << 20, 0;  // L2
+        case 115: return *value = 0, 0;  // no memory pools
         default: return INVALID;
     }
 }
@@ -109,6 +110,7 @@ __attribute__((destructor)) static void end(void) {
     _exit(1);
 }
 int cuCtxSetCurrent(void* context) { return current = context, 0; }
+int cuCtxGetCurrent(void** context) { return *context = current, 0; }
 int cuCtxSynchronize(void) {
     ENTER
     if (captures) LEAVE(CAPTURE);

@@ -473,16 +473,18 @@ custom_op!(Paged, PAGED);
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use std::ops::Range;
+
     use candle_core::{
         CudaStorage, DType, Result, Shape, Storage, Tensor,
         backend::BackendStorage,
         cuda_backend::{
             CudaDType,
-            cudarc::driver::{CudaStream, DeviceRepr, SyncOnDrop},
+            cudarc::driver::{CudaStream, DeviceRepr},
         },
     };
     use half::{bf16, f16};
-    use warploom::driver::{View, interop};
+    use warploom::driver::interop::{self, Reading};
 
     use super::{Call, Memory};
     use crate::{
@@ -526,46 +528,50 @@ mod cuda {
                 (device.alloc::<T>(self.tokens() * self.width())?, device.alloc::<u8>(scratch)?)
             };
             {
-                let (numbers, _numbers) = interop::view(&*numbers, &stream);
-                let (q, _q) = interop::view(q.as_cuda_slice::<T>()?, &stream);
-                let (k, _k) = interop::view(k.as_cuda_slice::<T>()?, &stream);
-                let (v, _v) = interop::view(v.as_cuda_slice::<T>()?, &stream);
-                let (out, _out) = interop::view_mut(&mut out, &stream);
-                let (scratch, _scratch) = interop::view_mut(&mut scratch, &stream);
+                let numbers = interop::read(&*numbers, &stream);
+                let q = interop::read(q.as_cuda_slice::<T>()?, &stream);
+                let k = interop::read(k.as_cuda_slice::<T>()?, &stream);
+                let v = interop::read(v.as_cuda_slice::<T>()?, &stream);
+                let mut out = interop::write(&mut out, &stream);
+                let mut scratch = interop::write(&mut scratch, &stream);
                 let of_pages = match (&pages, self.pages) {
                     (Some(((table, _), (lengths, _))), Some(pages)) => Some((
-                        self.view("table", table, &pages.table, &stream)?,
-                        self.view("lengths", lengths, &pages.lengths, &stream)?,
+                        self.read("table", table, &pages.table, &stream)?,
+                        self.read("lengths", lengths, &pages.lengths, &stream)?,
                     )),
                     _ => None,
                 };
                 let (offsets, lengths, table) = match &of_pages {
-                    Some(((table, _), (lengths, _))) => (numbers, *lengths, *table),
-                    None => self.parts(numbers),
+                    Some(((table, table_range), (lengths, lengths_range))) => (
+                        numbers.view(),
+                        lengths.view().slice(lengths_range.clone()),
+                        table.view().slice(table_range.clone()),
+                    ),
+                    None => self.parts(numbers.view()),
                 };
                 let memory = Memory {
-                    q: q.slice(self.q.bytes(self.dtype)),
-                    k: k.slice(self.k.bytes(self.dtype)),
-                    v: v.slice(self.v.bytes(self.dtype)),
-                    out,
+                    q: q.view().slice(self.q.bytes(self.dtype)),
+                    k: k.view().slice(self.k.bytes(self.dtype)),
+                    v: v.view().slice(self.v.bytes(self.dtype)),
+                    out: out.view_mut(),
                     table,
                     lengths,
                     offsets,
-                    scratch,
+                    scratch: scratch.view_mut(),
                 };
                 self.launch(kernels, &on, memory).map_err(failed(self.op))?;
             }
             Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
         }
 
-        /// Page table or lengths, which have been checked.
-        fn view<'a>(
+        /// Page table or lengths, which have been checked, and their bytes.
+        fn read<'a>(
             &self,
             name: &'static str,
             storage: &'a Storage,
             numbers: &Tensor,
             stream: &'a CudaStream,
-        ) -> Result<(View<'a>, SyncOnDrop<'a>)> {
+        ) -> Result<(Reading<'a>, Range<usize>)> {
             let argument = Argument::of(self.op, name, numbers);
             let storage = match storage {
                 Storage::Cuda(storage)
@@ -575,11 +581,11 @@ mod cuda {
                 }
                 _ => return argument.refuse("is on another device than q".into()),
             };
-            let (view, guard) = match numbers.dtype() {
-                DType::I32 => interop::view(storage.as_cuda_slice::<i32>()?, stream),
-                _ => interop::view(storage.as_cuda_slice::<u32>()?, stream),
+            let reading = match numbers.dtype() {
+                DType::I32 => interop::read(storage.as_cuda_slice::<i32>()?, stream),
+                _ => interop::read(storage.as_cuda_slice::<u32>()?, stream),
             };
-            Ok((view.slice(argument.span()?.bytes(numbers.dtype())), guard))
+            Ok((reading, argument.span()?.bytes(numbers.dtype())))
         }
     }
 }

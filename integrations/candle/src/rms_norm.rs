@@ -172,12 +172,14 @@ mod cuda {
             // SAFETY: the kernel writes all of it.
             let mut y = unsafe { device.alloc::<T>(self.rows * self.width)? };
             {
-                let (x, _x) = interop::view(x.as_cuda_slice::<T>()?, &stream);
-                let (weight, _weight) = interop::view(weight.as_cuda_slice::<T>()?, &stream);
-                let (y, _y) = interop::view_mut(&mut y, &stream);
-                let (x, weight) =
-                    (x.slice(self.x.bytes(self.dtype)), weight.slice(self.weight.bytes(self.dtype)));
-                self.launch(kernels, &on, x, weight, y).map_err(failed(OP))?;
+                let x = interop::read(x.as_cuda_slice::<T>()?, &stream);
+                let weight = interop::read(weight.as_cuda_slice::<T>()?, &stream);
+                let mut y = interop::write(&mut y, &stream);
+                let (x, weight) = (
+                    x.view().slice(self.x.bytes(self.dtype)),
+                    weight.view().slice(self.weight.bytes(self.dtype)),
+                );
+                self.launch(kernels, &on, x, weight, y.view_mut()).map_err(failed(OP))?;
             }
             Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
         }

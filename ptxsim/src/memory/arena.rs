@@ -112,6 +112,19 @@ impl Arena {
         Ok(bytes == 0 || self.written.all(at, bytes))
     }
 
+    /// The first address of the range that nobody wrote.
+    pub fn unwritten(&self, address: u64, bytes: usize) -> Result<Option<u64>> {
+        let at = self.range(address, bytes)?;
+        let first = if bytes == 0 { None } else { self.written.first_without(at, bytes) };
+        Ok(first.map(|at| GLOBAL_BASE + at as u64))
+    }
+
+    /// Address and size of the allocation around an address.
+    pub fn allocation(&self, address: u64) -> Option<(u64, u64)> {
+        let (begin, end) = self.block(address.checked_sub(GLOBAL_BASE)?)?;
+        Some((GLOBAL_BASE + begin, end - begin))
+    }
+
     /// Fills a range with what fresh memory holds, and takes it for unwritten.
     pub fn poison(&mut self, address: u64, bytes: usize) -> Result<()> {
         let at = self.range(address, bytes)?;

@@ -65,6 +65,22 @@ impl Bits {
         true
     }
 
+    /// The first byte of a range without its bit.
+    pub fn first_without(&self, begin: usize, bytes: usize) -> Option<usize> {
+        let mut at = begin;
+        let end = begin + bytes;
+        while at < end {
+            let (word, bit) = (at / 64, at % 64);
+            let n = (64 - bit).min(end - at);
+            let without = !self.0[word] & run(bit, n);
+            if without != 0 {
+                return Some(word * 64 + without.trailing_zeros() as usize);
+            }
+            at += n;
+        }
+        None
+    }
+
     /// Whether a byte of a range has its bit.
     pub fn any(&self, begin: usize, bytes: usize) -> bool {
         let mut at = begin;

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Activations, Gpu, Weight, gemm_projections, of_kernel};
+use super::{Activations, Gpu, Weight, linear_projections, of_kernel};
 use crate::{
     backend::{Epilogue, Projection},
     driver::{Buffer, Event, ProductShape, Products, View, ViewMut, Way},
@@ -98,7 +98,7 @@ impl Prompt<'_> {
             inputs: self.inputs,
             x: self.x,
             x_scales: None,
-            projections: gemm_projections(self.projections),
+            projections: linear_projections(self.projections),
             epilogue: of_kernel(self.epilogue),
             out,
             // Prompts' norms make sums of their own.

@@ -36,9 +36,9 @@ use crate::{
     driver::{Buffer, Driver, Stream, View, ViewMut},
     error::{Error, Result},
     kernels::{
-        AttentionDecodeArgs, AttentionPrefillArgs, E4m3Rows, EmbedArgs, GemmArgs, GemmProjection, Kernels,
-        Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, PageLayout, PageTable,
-        QuantizeFp8RowsArgs, RmsNormArgs, RopeAppendArgs, Rows as DeviceRows, RowsMut,
+        AttentionDecodeArgs, AttentionPrefillArgs, E4m3Rows, EmbedArgs, GemmArgs, Kernels, Linear,
+        LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, PageLayout, PageTable, QuantizeFp8RowsArgs,
+        RmsNormArgs, RopeAppendArgs, Rows as DeviceRows, RowsMut,
     },
     mask::Mask,
 };
@@ -506,7 +506,7 @@ impl Backend for Gpu {
                 inputs,
                 x: x.rows(0, rows),
                 x_scales: Some(x.scales(0, rows)),
-                projections: gemm_projections(projections),
+                projections: linear_projections(projections),
                 epilogue: of_kernel(epilogue),
                 out: RowsMut { stride: out.stride, view: out.memory.view_mut() },
                 out_stats: None,
@@ -823,17 +823,6 @@ fn linear_projections<'a>(projections: &[Projection<'a, Weight>]) -> [Option<Lin
         column,
     };
     std::array::from_fn(|i| projections.get(i).map(one))
-}
-
-fn gemm_projections<'a>(projections: &[Projection<'a, Weight>]) -> [Option<GemmProjection<'a>>; 3] {
-    let of = |LinearProjection { weight, scales, bias, features, column }| GemmProjection {
-        weight,
-        scales,
-        bias,
-        features,
-        column,
-    };
-    linear_projections(projections).map(|projection| projection.map(of))
 }
 
 /// A tensor's numbers in another type.

@@ -21,18 +21,26 @@ use crate::{
 /// Version of [`Manifest`]: it changes where a program that knows the older fields would launch something wrong.
 pub const FORMAT: u32 = 1;
 
+/// Scratch is read in vectors.
+const SCRATCH_ALIGNMENT: u32 = 16;
+
 /// How expressions are read.
 const EXPRESSIONS: &str = "Integers of 64 bits. Operands: numbers; constants; fields of the parameter, with .name and \
     [index] into structs and arrays; values of the launch by name. In the order of precedence: ( ); * and /, which drops \
     the remainder; + and -; < <= ==, which give 1 or 0. Functions: ceil_div(a, b), the quotient rounded up; min(a, b); \
-    max(a, b); pow2_ceil(a), the next power of two from a on; select(c, a, b), a if c is not 0, else b. Nothing is \
-    negative where what an entry requires holds.";
+    max(a, b); pow2_ceil(a), the next power of two from a on; select(c, a, b), a if c is not 0, else b. What an \
+    entry requires is looked at in its order, to the first that is 0: what comes first keeps what follows, and the values \
+    that it names, from dividing by 0. Where all of it holds, nothing is negative.";
 
 /// What holds of every entry's launch.
 const LAUNCHES: &str = "One parameter, the struct, by value (__grid_constant__). Who fills it in sets version to \
     WL_VERSION, reserved fields and what is not used to 0, and sees to it that no expression of the entry's requires is 0. \
-    Addresses are device addresses: arrays of numbers of 4 bytes begin at multiples of 4, all others at multiples of 16 \
-    bytes. A grid with a 0 in it is not launched: there is nothing to do. Nothing checks a parameter on the device.";
+    Addresses are device addresses. Arrays of numbers of 4 bytes begin at multiples of 4, all others, scratch of whatever \
+    type, and what a field's comment says so of at multiples of 16 bytes. Numbers of type f32 are within what their \
+    comments say. A grid with a 0 in it is not launched: there is nothing to do. Nothing checks a parameter on the \
+    device. CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION is for functions whose code waits: those for which \
+    cuFuncGetAttribute says CU_FUNC_ATTRIBUTE_PTX_VERSION >= 90. That of a fatbin's PTX, which a driver compiles for \
+    GPUs without code of their own, does not, and a launch with the attribute would run before its input is there.";
 
 /// Everything about the kernels of this build.
 #[derive(Clone, Debug, Serialize)]
@@ -130,7 +138,8 @@ pub struct EntryPoint {
     pub parameter: &'static str,
     /// Size of the parameter.
     pub parameter_bytes: u32,
-    /// Expressions that are not 0 for a parameter that it takes. They name values of the launch, too.
+    /// Expressions that are not 0 for a parameter that it takes, in the order in which they are looked at. Those at the end may name
+    /// values of the launch, too.
     pub requires: Vec<String>,
     /// Fields whose value the caller chooses.
     pub chosen: Vec<Choice>,
@@ -191,6 +200,8 @@ pub struct Value {
 pub struct Scratch {
     /// The field that has its address.
     pub field: &'static str,
+    /// The multiple of bytes at which it begins.
+    pub alignment: u32,
     /// Its size in bytes, an expression. With 0, the address may be 0.
     pub bytes: String,
     /// How many of its first bytes must be zeros before the first launch, an expression; every launch leaves them
@@ -198,8 +209,8 @@ pub struct Scratch {
     pub zeros: String,
 }
 
-/// Programmatic dependent launch (CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION), which machine code from sm_90
-/// on has.
+/// Programmatic dependent launch (CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION), for functions whose
+/// CU_FUNC_ATTRIBUTE_PTX_VERSION is 90 or more: code that was compiled for less neither waits nor releases.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Programmatic {
@@ -283,24 +294,7 @@ fn entry_point(
     entry: &'static Entry,
     programmatic: &BTreeMap<&str, (bool, bool)>,
 ) -> Result<EntryPoint> {
-    let about: fn(&str) -> About = match family.name {
-        "accept" => accept::about,
-        "adamw" => adamw::about,
-        "attention_decode" => attention_decode::about,
-        "attention_prefill" => attention_prefill::about,
-        "embed" => embed::about,
-        "gemm" => gemm::about,
-        "linear" => linear::about,
-        "quantize_fp8_rows" => quantize_fp8_rows::about,
-        "rms_norm" => rms_norm::about,
-        "rope_append" => rope_append::about,
-        "sample" => sample::about,
-        "swiglu" => swiglu::about,
-        other => {
-            let reason = format!("nothing is said of them: add {other}::about to src/kernels/manifest");
-            return Err(Error::argument(other, reason));
-        }
-    };
+    let about = about_of(family.name)?;
     let About { parameter, what, when, requires, chosen, sizes, always, ahead } = about(entry.name);
     let &(waits, releases) = programmatic.get(entry.name).unwrap_or(&(false, false));
     Ok(EntryPoint {
@@ -321,7 +315,12 @@ fn entry_point(
         scratch: sizes
             .scratch
             .iter()
-            .map(|&(field, bytes, zeros)| Scratch { field, bytes: tidy(bytes), zeros: tidy(zeros) })
+            .map(|&(field, bytes, zeros)| Scratch {
+                field,
+                alignment: SCRATCH_ALIGNMENT,
+                bytes: tidy(bytes),
+                zeros: tidy(zeros),
+            })
             .collect(),
         max_dynamic_shared_bytes: dynamic_shared_bytes(entry.name),
         max_threads: entry.threads,
@@ -337,6 +336,63 @@ fn entry_point(
             })
             .collect(),
     })
+}
+
+/// What a family's module says of its entries.
+fn about_of(family: &str) -> Result<fn(&str) -> About> {
+    Ok(match family {
+        "accept" => accept::about,
+        "adamw" => adamw::about,
+        "attention_decode" => attention_decode::about,
+        "attention_prefill" => attention_prefill::about,
+        "embed" => embed::about,
+        "gemm" => gemm::about,
+        "linear" => linear::about,
+        "quantize_fp8_rows" => quantize_fp8_rows::about,
+        "rms_norm" => rms_norm::about,
+        "rope_append" => rope_append::about,
+        "sample" => sample::about,
+        "swiglu" => swiglu::about,
+        other => {
+            let reason = format!("nothing is said of them: add {other}::about to src/kernels/manifest");
+            return Err(Error::argument(other, reason));
+        }
+    })
+}
+
+/// The addresses in a parameter of an entry, by the names of their fields; those that are 0 are left out.
+pub(crate) fn addresses(entry: &str, parameter: &[u8]) -> Vec<(String, u64)> {
+    fn add(
+        found: &mut Vec<(String, u64)>,
+        structs: &BTreeMap<&str, Struct>,
+        of: &str,
+        path: &str,
+        bytes: &[u8],
+    ) {
+        for field in structs.get(of).into_iter().flat_map(|of| &of.fields) {
+            let count = field.count.unwrap_or(1);
+            let all = bytes.get(field.offset..field.offset + field.bytes).unwrap_or_default();
+            for (i, bytes) in all.chunks(field.bytes / count.max(1)).enumerate() {
+                let name = match field.count {
+                    Some(_) => format!("{path}{}[{i}]", field.name),
+                    None => format!("{path}{}", field.name),
+                };
+                match (field.kind, bytes.try_into()) {
+                    ("u64", Ok(eight)) => found.push((name, u64::from_le_bytes(eight))),
+                    // They are arguments by themselves.
+                    ("WlPages", _) => add(found, structs, field.kind, "", bytes),
+                    _ => add(found, structs, field.kind, &format!("{name}."), bytes),
+                }
+            }
+        }
+    }
+    let mut found = vec![];
+    let family = FAMILIES.iter().find(|family| family.entries.iter().any(|e| e.name == entry));
+    if let (Some(Ok(about)), Ok(structs)) = (family.map(|family| about_of(family.name)), structs::structs()) {
+        add(&mut found, &structs, about(entry).parameter, "", parameter);
+    }
+    found.retain(|(_, address)| *address != 0);
+    found
 }
 
 /// An expression in one line, with the spaces of this one: where the compiler breaks it, and whether it sets indices
@@ -390,6 +446,26 @@ impl About {
 
 pub(super) fn texts(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| text.to_string()).collect()
+}
+
+/// For what is required: that something holds under a condition.
+pub(super) fn when(condition: &str, holds: &str) -> String {
+    format!("select({condition}, {holds}, 1)")
+}
+
+/// That something holds unless a condition does.
+pub(super) fn unless(condition: &str, holds: &str) -> String {
+    format!("select({condition}, 1, {holds})")
+}
+
+/// That a number is a multiple of another.
+pub(super) fn multiple(of: u32, value: &str) -> String {
+    format!("{value} / {of} * {of} == {value}")
+}
+
+/// That rows as wide do not overlap.
+pub(super) fn apart(rows: &str, width: &str, strides: &[&str]) -> Vec<String> {
+    strides.iter().map(|stride| unless(&format!("{rows} == 1"), &format!("{width} <= {stride}"))).collect()
 }
 
 /// The type that an entry's name says it is for.

@@ -5,8 +5,8 @@ use crate::{
     driver::Buffer,
     error::Result,
     kernels::{
-        GemmArgs, GemmProjection, Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection,
-        QuantizeFp8RowsArgs, Rows, RowsMut,
+        GemmArgs, Linear, LinearArgs, LinearEpilogue, LinearNorm, LinearProjection, QuantizeFp8RowsArgs,
+        Rows, RowsMut,
     },
 };
 
@@ -250,7 +250,7 @@ fn multiply(survey: &mut Survey, product: &Product, rows: usize, fp8: bool, of_m
     for ((to, (weight, scales)), (features, column)) in
         projections.iter_mut().zip(operands).zip(product.projections())
     {
-        *to = Some(GemmProjection {
+        *to = Some(LinearProjection {
             weight: Rows { view: weight.view(), stride },
             scales: fp8.then(|| scales.view()),
             bias: None,
