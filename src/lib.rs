@@ -20,6 +20,7 @@
 //! | `capi` | `capi`: the kernels as functions of C | as `cuda` |
 //! | `nvtx` | ranges for Nsight Systems | libclang |
 //!
+//! ```no_run
 //! use warploom::{Result, backend::Cpu, checkpoint::Checkpoint, decode::*, model::Llama};
 //!
 //! fn main() -> Result<()> {

@@ -232,10 +232,7 @@ fn what_is_refused_is_not_required() {
         ("wl_swiglu", &[("width", 0.0), ("width", 1e8), ("gate_stride", 1.0), ("out_type", 7.0)]),
         ("wl_embed", &[("width", 0.0), ("width", 1e8), ("out_stride", 1.0), ("vocabulary", -1.0)]),
         ("wl_quantize_fp8_rows", &[("width", 0.0), ("q_stride", 1.0)]),
-        (
-            "wl_sample",
-            &[("mode", 2.0), ("rows", 4097.0), ("vocab", 3e6), ("steps", 18.0), ("logits_stride", 1.0)],
-        ),
+        ("wl_sample", &[("mode", 2.0), ("rows", 4097.0), ("vocab", 3e6), ("steps", 18.0)]),
         ("wl_round_begin", &[("steps", 0.0), ("steps", 18.0), ("slots", -1.0)]),
         ("wl_accept", &[("vocab", 0.0), ("vocab", 3e6), ("steps", 17.0), ("verify_rows", -1.0)]),
         ("wl_adamw", &[("count", -1.0), ("count", 1e13), ("gradient_type", 7.0)]),

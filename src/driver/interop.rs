@@ -1,6 +1,6 @@
 //! Other crates' streams and memory, as the kernels take them.
 //!
-//! **cudarc**, the version that is exported here as [`cudarc`]: [`device`] of its context, [`stream`] of its stream, [`read`] and [`write`] of
+//! **cudarc**, the version that is exported here as [`cudarc`]: [`device`] of its context, [`stream`] of its stream, [`read`] and [`write()`] of
 //! its slices, which also see to it that its own bookkeeping stays right. `examples/cudarc.rs` is a whole program.
 //!
 //! **Everything else** hands out a CUstream and device pointers: [`Stream::from_raw`], [`View::from_raw`] and [`ViewMut::from_raw`] say what the

@@ -70,11 +70,11 @@ impl Shape<'_> {
         }
         // Beyond these, what is made of them and of finite scores may overflow.
         if !(-1e30..=1e30).contains(&self.scale) {
-            return Check::of("scale").refuse(format!("{:e}; supported are -1e30 to 1e30", self.scale));
+            return Check::of("scale").refuse(format!("{}; supported are -1e30 to 1e30", self.scale));
         }
         if !(self.softcap == 0.0 || (1e-6..=1e30).contains(&self.softcap)) {
             return Check::of("softcap")
-                .refuse(format!("{:e}; supported are 0 and 1e-6 to 1e30", self.softcap));
+                .refuse(format!("{}; supported are 0 and 1e-6 to 1e30", self.softcap));
         }
         Ok(())
     }

@@ -218,9 +218,7 @@ impl Sample {
             }
         };
         if args.rows.start > args.rows.end || args.rows.end > most {
-            let (first, last) = (args.rows.start, args.rows.end);
-            return Check::of("rows")
-                .refuse(format!("{first} to {last}, the last excluded; supported are 0 to {most}"));
+            return Check::of("rows").refuse(format!("{:?}; supported are ranges in 0..{most}", args.rows));
         }
         let rows = args.rows.len();
         Check::of("rows").count(rows, 0..=WL_SAMPLE_ROWS as usize)?;

@@ -549,7 +549,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| cut(&mut a.v, 2..4 * CHUNK + 6), "v: address");
     refused(&|a| cut(a.copy.as_mut().unwrap(), 2..2 * CHUNK + 4), "copy: address");
     refused(&|a| cut(&mut a.statistics, 0..bytes - 8), "statistics: 616 bytes do not hold 1 elements of 624");
-    refused(&|a| cut(&mut a.scratch, 0..1151), "scratch: 1151 bytes do not hold 1152 elements");
+    refused(&|a| cut(&mut a.scratch, 0..1151), "scratch: 1151 bytes; 1152 are needed");
     assert_eq!(Adamw::scratch_bytes(0), 1024 + 64);
     assert_eq!(Adamw::scratch_bytes(1 << 40), 1024 + 64 * (1 << 27));
 }

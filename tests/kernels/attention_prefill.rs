@@ -854,7 +854,7 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.positions = Some(a.lengths.slice(0..4)), "positions: ");
     refused(&|a| a.documents = Some(a.lengths.slice(0..4)), "documents: ");
     refused(&|a| a.sinks = Some(a.lengths), "sinks: ");
-    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask: window:0");
+    refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: 0 }, prefix: 0 }, "mask.keys: 0");
     refused(&|a| a.mask = Mask { pattern: Pattern::Window { keys: usize::MAX }, prefix: usize::MAX }, "");
     refused(&|a| a.scale = f32::NAN, "scale: NaN");
     refused(&|a| a.softcap = -1.0, "softcap: -1");

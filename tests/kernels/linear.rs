@@ -908,5 +908,5 @@ fn what_does_not_fit_is_refused() {
     refused_fp8(&|a| a.x_scales = Some(a.x.view.slice(0..12)), "x_scales: 12 bytes do not hold 4 elements");
     refused_fp8(&|a| a.inputs = 2048, "x: rows 1024 elements apart overlap; 2048 at least");
     refused_fp8(&|a| a.dtype = Dtype::F32, "dtype: f32; supported are bf16 and f16");
-    refused(false, all - 4, &|_| (), "scratch: 12796 bytes do not hold 12800 elements");
+    refused(false, all - 4, &|_| (), "scratch: 12796 bytes; 12800 are needed");
 }

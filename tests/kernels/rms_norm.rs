@@ -486,8 +486,8 @@ fn what_does_not_fit_is_refused() {
     };
     refused(&|a| a.dtype = Dtype::F32, "dtype: f32; supported are bf16 and f16");
     refused(&|a| a.rows = 3, "x: 128 bytes do not hold 96 elements");
-    refused(&|a| a.y.q.stride = 31, "q: rows 31 elements apart overlap");
-    refused(&|a| a.y.q.stride = 33, "q: 64 bytes do not hold 65 elements");
+    refused(&|a| a.y.q.stride = 31, "y: rows 31 elements apart overlap");
+    refused(&|a| a.y.q.stride = 33, "y: 64 bytes do not hold 65 elements");
     refused(&|a| (a.rows, a.x.stride, a.y.q.stride) = (3, 8, 8), "x: rows 8 elements apart overlap");
     refused(&|a| (a.rows, a.width) = (4, 8), "x: 128 bytes do not hold 104 elements");
     refused(

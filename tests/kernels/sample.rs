@@ -903,6 +903,6 @@ fn what_does_not_fit_is_refused() {
         args.hashes = None;
         rig.kernels.sample.launch(&rig.stream, &args).expect_err("scratch").to_string()
     };
-    assert!(error.contains("scratch: 20 bytes do not hold 16448"), "{error}");
+    assert!(error.contains("scratch: 20 bytes; 16448 are needed"), "{error}");
     assert_eq!(WL_MAX_DRAFT as usize, MAX_DRAFT);
 }

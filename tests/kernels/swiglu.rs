@@ -399,8 +399,8 @@ fn what_does_not_fit_is_refused() {
     };
     refused(&|a| a.dtype = Dtype::F32, "dtype: f32");
     refused(&|a| a.width = 33, "gate: rows 32 elements apart overlap");
-    refused(&|a| a.out.q.stride = 31, "q: rows 31 elements apart overlap");
-    refused(&|a| a.out.q.stride = 33, "q: 64 bytes do not hold 65 elements");
+    refused(&|a| a.out.q.stride = 31, "out: rows 31 elements apart overlap");
+    refused(&|a| a.out.q.stride = 33, "out: 64 bytes do not hold 65 elements");
     refused(
         &|a| (a.rows, a.width, a.gate.stride, a.up.stride, a.out.q.stride) = (3, 8, 8, 8, 8),
         "scales: 8 bytes do not hold 3 elements",
