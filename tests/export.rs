@@ -3,6 +3,8 @@
 
 #[path = "common/manifest.rs"]
 mod manifest;
+#[path = "common/shapes.rs"]
+mod shapes;
 
 use std::{
     collections::BTreeSet,
@@ -22,26 +24,12 @@ use warploom::{
         params::{WL_LINEAR_STORE_F32, WL_VERSION, WlRmsNorm},
         survey::{Shapes, Survey},
     },
-    mask::Mask,
 };
 
 use manifest::{Launch, Manifest, Sizes, array, number, text};
 
-/// A small model's.
-const SHAPES: Shapes = Shapes {
-    dtype: Dtype::Bf16,
-    hidden: 512,
-    intermediate: 1024,
-    heads: 8,
-    kv_heads: 2,
-    head_dim: 64,
-    vocab: 9000,
-    rows: 5,
-    context: 320,
-    prompt: 64,
-    fp8: false,
-    mask: Mask::CAUSAL,
-};
+/// A few rows more than one, and a vocabulary of two parts.
+const SHAPES: Shapes = Shapes { vocab: 9000, rows: 5, ..shapes::SMALL };
 
 fn export(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warploom"));
@@ -237,6 +225,11 @@ fn what_is_refused_is_not_required() {
         ("wl_accept", &[("vocab", 0.0), ("vocab", 3e6), ("steps", 17.0), ("verify_rows", -1.0)]),
         ("wl_adamw", &[("count", -1.0), ("count", 1e13), ("gradient_type", 7.0)]),
     ];
+    // Where there is one row or page, nothing is read of a stride.
+    let several: &[(&str, [(&str, f64); 2])] = &[
+        ("wl_attention", [("pages.pages", 4.0), ("pages.page_stride", 12.0)]),
+        ("wl_sample", [("rows", 2.0), ("logits_stride", 1.0)]),
+    ];
     let families: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
     let mut survey = Survey::new(SHAPES).unwrap();
     let mut tried = BTreeSet::new();
@@ -255,6 +248,19 @@ fn what_is_refused_is_not_required() {
                 assert!(taken.is_err(), "{} with {field} {value}", report.entry);
                 tried.insert((report.entry, *field));
             }
+            for (_, fields) in several.iter().filter(|(prefix, _)| report.entry.starts_with(prefix)) {
+                let set = |parameter: Vec<u8>, &(field, value): &(&str, f64)| {
+                    manifest.with(report.entry, &parameter, field, value).expect(field)
+                };
+                let parameter = fields.iter().fold(report.parameter.clone(), set);
+                assert!(
+                    manifest.try_launch(report.entry, &parameter).is_err(),
+                    "{} {fields:?}",
+                    report.entry
+                );
+                // What they were changed from is taken.
+                assert!(manifest.try_launch(report.entry, &report.parameter).is_ok(), "{}", report.entry);
+            }
         }
     }
     assert!(tried.len() > 300, "{}", tried.len());
@@ -264,7 +270,6 @@ fn what_is_refused_is_not_required() {
 #[test]
 fn every_launch_is_as_the_manifest_says() {
     let manifest = Manifest(serde_json::to_value(kernels::manifest().unwrap()).unwrap());
-    let shapes = SHAPES;
     let mut launched = BTreeSet::new();
     let mut survey = |shapes: Shapes, families: &[&str]| {
         let mut survey = Survey::new(shapes).unwrap();
@@ -279,11 +284,11 @@ fn every_launch_is_as_the_manifest_says() {
         }
     };
     let families: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
-    survey(shapes, &families);
-    survey(Shapes { dtype: Dtype::F16, ..shapes }, &families);
+    survey(SHAPES, &families);
+    survey(Shapes { dtype: Dtype::F16, ..SHAPES }, &families);
     for mask in ["window:64", "chunk:100", "blockwise:200"] {
         let mask = mask.parse().unwrap();
-        survey(Shapes { mask, context: 2500, rows: 2, ..shapes }, &["attention_decode"]);
+        survey(Shapes { mask, context: 2500, rows: 2, ..SHAPES }, &["attention_decode"]);
     }
     let known: BTreeSet<&str> = FAMILIES.iter().flat_map(|f| f.entries).map(|entry| entry.name).collect();
     assert_eq!(launched, known);
@@ -301,7 +306,7 @@ fn every_launch_is_as_the_manifest_says() {
     }
 
     // What is compared can differ.
-    let launches = Survey::new(shapes).unwrap().family("embed").unwrap();
+    let launches = Survey::new(SHAPES).unwrap().family("embed").unwrap();
     let report = &launches[0].report;
     for (place, wrong) in [
         ("/launch/grid/0", "rows * ceil_div(width, WL_EMBED_FEATURES) + 1"),

@@ -9,7 +9,7 @@
 //! What can be wrong with a kernel is a [`Kind`] of finding; what cannot be run at all is an [`Error`] that
 //! names the line. Results, findings and counters are the same for any number of threads.
 //!
-//! The model covers what nvcc emits for sm_80 to sm_89. The Hopper device model (mbarrier, TMA, wgmma, clusters) is
+//! The model covers what nvcc emits for sm_80 to sm_90. The rest of the Hopper device model (mbarrier, TMA, wgmma, clusters) is
 //! refused by name.
 
 mod check;

@@ -367,16 +367,20 @@ impl AttentionDecode {
     /// Bytes of scratch of a launch that nothing else would be refused of.
     #[cfg(feature = "capi")]
     pub(crate) fn check(&self, args: &AttentionDecodeArgs) -> Result<usize> {
-        let (_, _, [elements, sums]) = self.prepare(args)?;
+        let (_, _, _, [elements, sums]) = self.prepare(args)?;
         Ok(elements + sums)
     }
 
-    /// How the launch is divided, its parameter but for the scratch, and bytes of the parts' elements and sums.
-    fn prepare(&self, args: &AttentionDecodeArgs) -> Result<(Plan, WlAttentionDecode, [usize; 2])> {
+    /// The functions of the launch's type, how it is divided, its parameter but for the scratch, and bytes of the parts'
+    /// elements and sums.
+    fn prepare(
+        &self,
+        args: &AttentionDecodeArgs,
+    ) -> Result<(&Functions, Plan, WlAttentionDecode, [usize; 2])> {
         check(args)?;
         let &AttentionDecodeArgs { dtype, tokens, sequences, heads, max_keys, layout, table, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = layout;
-        self.functions.of(dtype)?;
+        let functions = self.functions.of(dtype)?;
         let plan = Plan::of(args, self.parts, self.multiprocessors);
         if plan.geometry().grid(&plan.p)[1] > 65535 {
             return Check::of("heads").refuse(format!("{heads} over {kv_heads}; too many for a grid"));
@@ -412,7 +416,7 @@ impl AttentionDecode {
             p.lse = Check::of("lse").view_mut(lse, heads * tokens, 4)?;
         }
         match plan.scratch() {
-            Some(scratch) => Ok((plan, p, scratch)),
+            Some(scratch) => Ok((functions, plan, p, scratch)),
             None => Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space")),
         }
     }
@@ -424,8 +428,7 @@ impl AttentionDecode {
     /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &AttentionDecodeArgs, scratch: ViewMut) -> Result<()> {
-        let (plan, mut p, [elements, sums]) = self.prepare(args)?;
-        let functions = *self.functions.of(args.dtype)?;
+        let (functions, plan, mut p, [elements, sums]) = self.prepare(args)?;
         let several = p.part_keys < p.max_keys;
         if several {
             p.parts = Check::of("scratch").bytes(&scratch, elements + sums)?;

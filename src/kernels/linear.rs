@@ -253,14 +253,14 @@ impl Linear {
     /// Bytes of scratch of a launch that nothing else would be refused of.
     #[cfg(feature = "capi")]
     pub(crate) fn check(&self, args: &LinearArgs) -> Result<usize> {
-        Ok(scratch_bytes(&self.prepare(args)?))
+        Ok(scratch_bytes(&self.prepare(args)?.1))
     }
 
-    /// The launch's parameter but for the scratch.
-    fn prepare(&self, args: &LinearArgs) -> Result<WlLinear> {
+    /// The functions of the launch's types, and its parameter but for the scratch.
+    fn prepare(&self, args: &LinearArgs) -> Result<(&[Handle; 4], WlLinear)> {
         let LinearArgs { dtype, rows, inputs, epilogue, .. } = *args;
         let fp8 = args.x_scales.is_some();
-        self.functions[usize::from(fp8)].of(dtype)?;
+        let functions = self.functions[usize::from(fp8)].of(dtype)?;
         let mut p = WlLinear {
             version: WL_VERSION,
             type_: dtype.code(),
@@ -296,7 +296,7 @@ impl Linear {
         let out_size = if epilogue == LinearEpilogue::StoreF32 { 4 } else { dtype.size() };
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
         p.out_stats = product.check_stats(args.out_stats.as_ref(), width)?;
-        Ok(p)
+        Ok((functions, p))
     }
 
     /// Enqueues the kernel. Of `scratch` it uses the first [`Linear::scratch_bytes`].
@@ -305,7 +305,7 @@ impl Linear {
     /// [`Error::Argument`](crate::Error::Argument) for shapes, sizes and addresses that do not fit;
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: LinearArgs, scratch: ViewMut) -> Result<()> {
-        let mut p = self.prepare(&args)?;
+        let (functions, mut p) = self.prepare(&args)?;
         let needed = scratch_bytes(&p);
         if needed > 0 {
             p.scratch = Check::of("scratch").bytes(&scratch, needed)?;
@@ -313,7 +313,6 @@ impl Linear {
         if args.rows == 0 {
             return Ok(());
         }
-        let functions = self.functions[usize::from(args.x_scales.is_some())].of(args.dtype)?;
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and
         // statistics, the projections' features, and the scratch.
         unsafe { stream.launch(functions[args.variant()], &BLOCKS.launch(&p)) }

@@ -46,6 +46,11 @@ impl Rig {
         view
     }
 
+    /// Scratch that is zeros; none where none is needed.
+    fn scratch(&self, bytes: u64) -> WlView {
+        if bytes > 0 { self.zeros(bytes as usize) } else { WlView::default() }
+    }
+
     fn of<T: bytemuck::NoUninit>(&self, data: &[T]) -> WlView {
         let view = self.zeros(size_of_val(data));
         // SAFETY: as many bytes as the view has.

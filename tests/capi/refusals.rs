@@ -382,7 +382,7 @@ fn what_is_wrong_with_products_is_refused() {
         }
         ok(wl_linear_scratch(rig.stream, &linear, &mut bytes));
     }
-    linear.scratch = if bytes > 0 { rig.zeros(bytes as usize) } else { WlView::default() };
+    linear.scratch = rig.scratch(bytes);
     attack(rig, "linear", wl_linear, linear);
     let gemm = WlGemmArgs {
         version,

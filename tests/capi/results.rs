@@ -210,8 +210,7 @@ fn products_are_what_the_kernels_make_of_them() {
     // SAFETY: the memory is there.
     unsafe {
         ok(wl_linear_scratch(rig.stream, &linear, &mut bytes));
-        let scratch = if bytes > 0 { rig.zeros(bytes as usize) } else { WlView::default() };
-        ok(wl_linear(rig.stream, &WlLinearArgs { scratch, ..linear }));
+        ok(wl_linear(rig.stream, &WlLinearArgs { scratch: rig.scratch(bytes), ..linear }));
     }
     assert_near("linear", &rig.read(linear.out.view), &want);
     let gemm = WlGemmArgs {

@@ -16,5 +16,7 @@ mod quantize_fp8_rows;
 mod rms_norm;
 mod rope_append;
 mod sample;
+#[path = "../common/shapes.rs"]
+mod shapes;
 mod survey;
 mod swiglu;

@@ -9,25 +9,9 @@ use warploom::{
         Dtype, FAMILIES,
         survey::{Bytes, Shapes, Survey, Surveyed},
     },
-    mask::Mask,
 };
 
-use super::harness::gpu;
-
-const SHAPES: Shapes = Shapes {
-    dtype: Dtype::Bf16,
-    hidden: 512,
-    intermediate: 1024,
-    heads: 8,
-    kv_heads: 2,
-    head_dim: 64,
-    vocab: 1000,
-    rows: 2,
-    context: 320,
-    prompt: 64,
-    fp8: false,
-    mask: Mask::CAUSAL,
-};
+use super::{harness::gpu, shapes::SMALL as SHAPES};
 
 fn entries() -> impl Iterator<Item = (&'static str, &'static Entry)> {
     FAMILIES.iter().flat_map(|family| family.entries.iter().map(|entry| (family.name, entry)))
