@@ -48,8 +48,10 @@ fn headers() -> Result<(), String> {
     println!("cargo::rerun-if-changed=cuda/include");
     // A checkout without kernels has none.
     for entry in fs::read_dir("cuda/include").into_iter().flatten().flatten() {
-        let to = folder.join(entry.file_name());
-        fs::copy(entry.path(), &to).map_err(|error| failed(&to, error))?;
+        let (from, to) = (entry.path(), folder.join(entry.file_name()));
+        // Not with the permissions of a source that may be read-only: it is written again.
+        let text = fs::read(&from).map_err(|error| failed(&from, error))?;
+        fs::write(&to, text).map_err(|error| failed(&to, error))?;
     }
     println!("cargo::metadata=include={}", include.display());
     Ok(())

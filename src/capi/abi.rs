@@ -866,7 +866,7 @@ pub struct WlAdamwArgs {
     pub weight_decay: f32,
     /// f32 \[count\], updated
     pub weights: WlView,
-    /// \[count\]
+    /// of f32 or bf16 \[count\]
     pub gradients: WlView,
     /// f32 \[count\], updated
     pub m: WlView,

@@ -170,7 +170,7 @@ mod tests {
         }
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // Dropped in the reverse order of their first use, or not: either way once after the other.
+            // Used first, it is dropped last, when the words are gone.
             LATE.with(|late| *late.borrow_mut() = Some(Late(sender)));
             status(|| Err(Failure::Null("early")))
         });
