@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
 };
 
-use ptxsim::{Argument, Device, Gpu, Module};
+use ptxsim::{
+    Argument, Device, Gpu, Module,
+    param::{Inputs, Placed},
+};
 use serde_json::{Value, json};
 use warploom::{
     Error,
@@ -366,6 +369,32 @@ impl Foreign {
 /// Numbers between −1 and 1 that bf16 has, no two neighbours alike.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 37 + seed * 11) % 251) as f32 / 128.0 - 0.98046875).collect()
+}
+
+/// The command of docs/export.md, without the command.
+#[test]
+fn a_launch_is_checked_as_documented() {
+    let foreign = Foreign::new();
+    let lines = include_str!("../docs/export.md").lines();
+    let words: Vec<&str> =
+        lines.map(str::trim).find(|line| line.starts_with("ptxsim check")).unwrap().split(' ').collect();
+    let after = |option: &str| words[words.iter().position(|word| *word == option).unwrap() + 1];
+    let file = words[2].strip_prefix("kernels/").unwrap();
+    let ptx = fs::read_to_string(foreign.folder.path().join(file)).unwrap();
+    let (entry, param) = (after("--entry"), after("--param"));
+    let size = |option| [after(option).parse().unwrap(), 1, 1];
+    for (param, findings) in [(param.to_string(), false), (param.replacen("1024", "1000", 1), true)] {
+        let inputs = Inputs::load(&[param.parse().unwrap()], 1 << 20).unwrap();
+        let mut device = Device::new(Gpu::H100);
+        let loaded = device.load(Module::parse(&ptx).unwrap()).unwrap();
+        let Placed { arguments, .. } = inputs.place(&mut device).unwrap();
+        let sizes = foreign.manifest.launch(entry, &arguments[0].0).sizes();
+        assert_eq!((sizes.grid, sizes.block), (size("--grid"), size("--block")));
+        let Sizes { grid, block, cluster, shared_bytes } = sizes;
+        let launch = ptxsim::Launch { grid, block, cluster, shared_bytes, arguments, ..Default::default() };
+        let report = device.launch(&loaded, entry, &launch).unwrap();
+        assert_eq!(!report.findings.is_empty(), findings, "{:?}", report.findings);
+    }
 }
 
 #[test]

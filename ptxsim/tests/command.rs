@@ -50,6 +50,22 @@ const STRUCTURE: &str = ".version 8.0
 }
 ";
 
+/// Stores the first word of a parameter, and the thread's number added, where the address behind it says.
+const ADDRESS: &str = ".version 8.0
+.target sm_80
+.address_size 64
+.visible .entry address(.param .align 8 .b8 s[16]) {
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<2>;
+    ld.param.u32 %r1, [s];
+    ld.param.u64 %rd1, [s+8];
+    mov.u32 %r2, %tid.x;
+    add.u32 %r3, %r1, %r2;
+    st.global.u32 [%rd1], %r3;
+    ret;
+}
+";
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -69,6 +85,7 @@ impl Folder {
         }
         fs::write(dir.path().join("copy.ptx"), COPY).expect("copy.ptx");
         fs::write(dir.path().join("structure.ptx"), STRUCTURE).expect("structure.ptx");
+        fs::write(dir.path().join("address.ptx"), ADDRESS).expect("address.ptx");
         Folder(dir)
     }
 
@@ -562,4 +579,28 @@ fn the_examples_in_every_help_run() {
         }
     }
     assert!(folder.path("sum.npy").exists());
+}
+
+#[test]
+fn buffers_lie_in_structures() {
+    let folder = Folder::new();
+    let address = |command, param| [command, "address.ptx", "--block", "1", "--param", param];
+    folder.good(&address("run", "struct:u32:0x01020304,buf:u32:1>out.npy"));
+    let file = fs::read(folder.path("out.npy")).expect("the buffer");
+    assert_eq!(file[file.len() - 4..], [4, 3, 2, 1]);
+    let text = folder.good(&address("check", "struct:u32:7,8@buf:u32:1"));
+    assert!(text.starts_with("no findings"), "{text}");
+    // A buffer that is too short, and a structure that is too long.
+    let output = folder.run(&address("check", "struct:u32:7,buf:u16:1"));
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.contains("out_of_bounds") && text.contains("allocation of 2 bytes"), "{text}");
+    let text = folder.bad(1, &address("check", "struct:u32:7,buf:u32:1,u32:0"));
+    assert!(text.contains("has 16 bytes, the argument 24"), "{text}");
+    // Its order of warps decides what is in it.
+    let racing = ["check", "address.ptx", "--block", "64", "--param", "struct:u32:7,buf:u32:1"];
+    let text = String::from_utf8(folder.run(&racing).stdout).expect("UTF-8");
+    assert!(text.contains("note: parameter 0's buffer at byte 8 ends differently"), "{text}");
+    let text = folder.bad(2, &address("run", "struct:u32:7,2@buf:u32:1"));
+    assert!(text.contains("ends at byte 4"), "{text}");
 }

@@ -36,7 +36,8 @@ pub struct CheckArgs {
 /// What one launch left, to compare with others.
 struct Trace {
     name: String,
-    buffers: Vec<Option<u64>>,
+    /// Which buffer, and a hash of what is in it.
+    buffers: Vec<(String, u64)>,
     counters: Counters,
 }
 
@@ -137,15 +138,14 @@ impl Found {
 fn trace(job: &Job, ended: &mut Ended, name: String) -> Result<Trace, String> {
     let mut buffers = vec![];
     for buffer in &ended.placed.buffers {
-        buffers.push(match buffer {
-            Some((address, bytes)) => {
-                let data = ended.device.read(*address, *bytes as usize);
-                let mut hasher = DefaultHasher::new();
-                data.map_err(|e| format!("{}: {e}", job.entry))?.hash(&mut hasher);
-                Some(hasher.finish())
-            }
-            None => None,
-        });
+        let data = ended.device.read(buffer.address, buffer.bytes as usize);
+        let mut hasher = DefaultHasher::new();
+        data.map_err(|e| format!("{}: {e}", job.entry))?.hash(&mut hasher);
+        let name = match buffer.offset {
+            0 => format!("parameter {}", buffer.parameter),
+            offset => format!("parameter {}'s buffer at byte {offset}", buffer.parameter),
+        };
+        buffers.push((name, hasher.finish()));
     }
     Ok(Trace { name, buffers, counters: ended.report.counters.clone() })
 }
@@ -154,12 +154,9 @@ fn trace(job: &Job, ended: &mut Ended, name: String) -> Result<Trace, String> {
 fn differences(traces: &[Trace]) -> Vec<String> {
     let Some((first, others)) = traces.split_first() else { return vec![] };
     let mut out = vec![];
-    for index in 0..first.buffers.len() {
-        if let Some(other) = others.iter().find(|other| other.buffers[index] != first.buffers[index]) {
-            out.push(format!(
-                "parameter {index} ends differently under {} and under {}",
-                first.name, other.name
-            ));
+    for (index, buffer) in first.buffers.iter().enumerate() {
+        if let Some(other) = others.iter().find(|other| other.buffers[index] != *buffer) {
+            out.push(format!("{} ends differently under {} and under {}", buffer.0, first.name, other.name));
         }
     }
     if let Some(other) = others.iter().find(|other| other.counters != first.counters) {

@@ -34,10 +34,10 @@ pub struct LaunchArgs {
     /// Dynamic shared memory of a CTA in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     shared: u32,
-    /// One parameter; repeat in order. TYPE:VALUE, bytes:HEX for a structure, buf:FILE.npy or
+    /// One parameter; repeat in order. TYPE:VALUE, bytes:HEX, buf:FILE.npy or
     /// buf:TYPE:COUNT[=fill:VALUE|=random:SEED|=FILE.npy] for a buffer, which without `=` nobody has written; with
-    /// `>FILE.npy` at its end it is saved after the run. Types: u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64; in a
-    /// .npy file bf16 is <u2
+    /// `>FILE.npy` at its end it is saved after the run. struct:[OFFSET@]MEMBER,... for a structure of these. Types: u8
+    /// s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64; in a .npy file bf16 is <u2
     #[arg(long = "param", value_name = "PARAM", allow_hyphen_values = true)]
     params: Vec<Param>,
     /// GPU whose sizes and rates count: h100, h200, a100, l40s, rtx4090; or list, to print them

@@ -4,7 +4,8 @@
 //! | text | parameter |
 //! |---|---|
 //! | `u32:7`, `f32:0.5`, `bf16:1` | a number: `u8`, `s8` to `u64`, `s64`, `f16`, `bf16`, `f32`, `f64` |
-//! | `bytes:00ff…` | a structure by value, as the hexadecimal digits of its bytes |
+//! | `bytes:00ff…` | bytes, as their hexadecimal digits |
+//! | `struct:u32:7,buf:f32:8` | a structure by value of any of these and of buffers, each where C would lay it, or from byte N on with `N@` before it; what lies between is 0 |
 //! | `buf:f16:8192` | the address of a buffer that nobody has written: reading it is a finding |
 //! | `buf:f16:8192=fill:0` | … of a buffer full of one value |
 //! | `buf:f16:8192=random:1` | … of seeded random values: −1 to 1, or integers from 0 to 255 (signed: −128 to 127) |
@@ -12,7 +13,8 @@
 //! | `buf:x.npy` | the same, type and number taken from the file |
 //! | `buf:…>y.npy` | any of these buffers, saved after the run |
 //!
-//! NumPy has no bf16: such a buffer is a file of `<u2` that holds its bits, and is named with its type.
+//! NumPy has no bf16: such a buffer is a file of `<u2` that holds its bits, and is named with its type. No file in a structure has a
+//! comma in its name.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -205,6 +207,16 @@ pub struct Param {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
+    Member(Member),
+    Struct {
+        /// With the byte that each begins at, ascending.
+        members: Vec<(usize, Member)>,
+        bytes: usize,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Member {
     Value(Vec<u8>),
     Buffer {
         /// Type and number of elements; None where a file tells.
@@ -232,14 +244,68 @@ impl FromStr for Param {
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
-    let (head, rest) = text.split_once(':').ok_or("write TYPE:VALUE, bytes:HEX or buf:TYPE:COUNT")?;
+    match text.strip_prefix("struct:") {
+        Some(members) => structure(members),
+        None => member(text).map(|(member, _)| Kind::Member(member)),
+    }
+}
+
+/// Bytes of all parameters of a kernel, of which a structure may be one: from sm_70 on, says the PTX ISA.
+const MOST_BYTES: usize = 32_764;
+
+fn structure(text: &str) -> Result<Kind, String> {
+    let mut members = vec![];
+    let (mut end, mut largest) = (0, 1);
+    for text in text.split(',') {
+        let (offset, text) = match text.split_once('@') {
+            Some((offset, text)) if !offset.contains(':') => (Some(offset), text),
+            _ => (None, text),
+        };
+        let (member, align) = member(text).map_err(|reason| format!("member {text:?}: {reason}"))?;
+        let begin = match offset {
+            None => usize::next_multiple_of(end, align),
+            Some(offset) => {
+                let begin: usize = offset.parse().map_err(|_| format!("{offset:?} is no number of bytes"))?;
+                if begin < end {
+                    return Err(format!("{begin}@{text}: what is before it ends at byte {end}"));
+                }
+                begin
+            }
+        };
+        end = begin.saturating_add(member.bytes());
+        if end > MOST_BYTES {
+            return Err(format!("a kernel takes {MOST_BYTES} bytes of parameters at most"));
+        }
+        largest = largest.max(align);
+        members.push((begin, member));
+    }
+    Ok(Kind::Struct { members, bytes: end.next_multiple_of(largest) })
+}
+
+/// A parameter that is no structure, and its alignment as a member of one.
+fn member(text: &str) -> Result<(Member, usize), String> {
+    let forms = "write TYPE:VALUE, bytes:HEX, buf:TYPE:COUNT or struct:MEMBER,MEMBER";
+    let (head, rest) = text.split_once(':').ok_or(forms)?;
     match head {
-        "buf" => buffer(rest),
-        "bytes" => hex(rest).map(Kind::Value),
+        "buf" => Ok((buffer(rest)?, 8)),
+        "bytes" => Ok((Member::Value(hex(rest)?), 1)),
+        "struct" => Err("a structure has no structures: name their members".into()),
         _ => match Type::named(head) {
-            Some(ty) => ty.number(rest).map(Kind::Value),
-            None => Err(format!("no type is called {head:?}; there are {}, bytes and buf", type_names())),
+            Some(ty) => Ok((Member::Value(ty.number(rest)?), ty.bytes() as usize)),
+            None => {
+                Err(format!("no type is called {head:?}; there are {}, bytes, buf and struct", type_names()))
+            }
         },
+    }
+}
+
+impl Member {
+    /// Of the parameter: 8 of a buffer's address.
+    fn bytes(&self) -> usize {
+        match self {
+            Member::Value(value) => value.len(),
+            Member::Buffer { .. } => 8,
+        }
     }
 }
 
@@ -261,7 +327,7 @@ fn is_npy(text: &str) -> bool {
     text.len() > 4 && text.ends_with(".npy")
 }
 
-fn buffer(text: &str) -> Result<Kind, String> {
+fn buffer(text: &str) -> Result<Member, String> {
     let (text, save) = match text.rsplit_once('>') {
         Some((_, path)) if !is_npy(path) => {
             return Err(format!("what is saved is a FILE.npy, not {path:?}"));
@@ -274,7 +340,7 @@ fn buffer(text: &str) -> Result<Kind, String> {
         None => (text, None),
     };
     if contents.is_none() && is_npy(layout) {
-        return Ok(Kind::Buffer { layout: None, contents: Contents::File(layout.into()), save });
+        return Ok(Member::Buffer { layout: None, contents: Contents::File(layout.into()), save });
     }
     let (ty, count) = layout.split_once(':').ok_or("a buffer is buf:TYPE:COUNT or buf:FILE.npy")?;
     let ty =
@@ -291,17 +357,28 @@ fn buffer(text: &str) -> Result<Kind, String> {
             _ => return Err(format!("contents are fill:VALUE, random:SEED or a FILE.npy, not {contents:?}")),
         },
     };
-    Ok(Kind::Buffer { layout: Some((ty, count)), contents, save })
+    Ok(Member::Buffer { layout: Some((ty, count)), contents, save })
 }
 
 /// The parameters of a launch with the contents of their buffers.
 #[derive(Clone, Debug)]
 pub struct Inputs {
+    /// Bytes of each parameter.
+    parameters: Vec<usize>,
     inputs: Vec<Input>,
 }
 
+/// A parameter or a member of one.
 #[derive(Clone, Debug)]
-enum Input {
+struct Input {
+    parameter: usize,
+    /// Of its first byte in the parameter.
+    offset: usize,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
     Value(Vec<u8>),
     Buffer { ty: Type, shape: Vec<u64>, bytes: u64, data: Option<Vec<u8>>, save: Option<PathBuf> },
 }
@@ -311,8 +388,21 @@ enum Input {
 pub struct Placed {
     /// As [`crate::Launch::arguments`] takes them.
     pub arguments: Vec<Argument>,
-    /// Address and bytes of each parameter that is a buffer, None for the others.
-    pub buffers: Vec<Option<(u64, u64)>>,
+    /// In the order of the text.
+    pub buffers: Vec<PlacedBuffer>,
+}
+
+/// A buffer that a parameter names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedBuffer {
+    /// Which, from 0.
+    pub parameter: usize,
+    /// Where its address begins in the parameter: 0, but for members of structures.
+    pub offset: usize,
+    /// On the device.
+    pub address: u64,
+    /// Of the buffer.
+    pub bytes: u64,
 }
 
 impl Inputs {
@@ -326,14 +416,25 @@ impl Inputs {
         let mut left = limit;
         let mut saved: Vec<&Path> = vec![];
         let mut inputs = vec![];
-        for param in params {
-            let error = |reason: String| ParamError::new(&param.text, reason);
-            let (layout, contents, save) = match &param.kind {
-                Kind::Value(value) => {
-                    inputs.push(Input::Value(value.clone()));
+        let mut parameters = vec![];
+        let mut members = vec![];
+        for (index, param) in params.iter().enumerate() {
+            let (bytes, found): (usize, &[(usize, Member)]) = match &param.kind {
+                Kind::Member(member) => (member.bytes(), &[(0, member.clone())]),
+                Kind::Struct { members, bytes } => (*bytes, members),
+            };
+            parameters.push(bytes);
+            members.extend(found.iter().map(|(offset, member)| (index, *offset, member.clone())));
+        }
+        for (parameter, offset, member) in &members {
+            let error = |reason: String| ParamError::new(&params[*parameter].text, reason);
+            let mut add = |what| inputs.push(Input { parameter: *parameter, offset: *offset, what });
+            let (layout, contents, save) = match member {
+                Member::Value(value) => {
+                    add(What::Value(value.clone()));
                     continue;
                 }
-                Kind::Buffer { layout, contents, save } => (layout, contents, save),
+                Member::Buffer { layout, contents, save } => (layout, contents, save),
             };
             if let Some(path) = save {
                 npy::check_target(path)?;
@@ -374,9 +475,9 @@ impl Inputs {
                 }
                 (_, None) => return Err(error("a buffer without a file needs its type and size".into())),
             };
-            inputs.push(Input::Buffer { ty, shape, bytes, data, save: save.clone() });
+            add(What::Buffer { ty, shape, bytes, data, save: save.clone() });
         }
-        Ok(Inputs { inputs })
+        Ok(Inputs { parameters, inputs })
     }
 
     /// Allocates and writes the buffers.
@@ -384,22 +485,25 @@ impl Inputs {
     /// # Errors
     /// [`crate::Error::Memory`] if the device has no room.
     pub fn place(&self, device: &mut Device) -> crate::Result<Placed> {
-        let mut placed = Placed { arguments: vec![], buffers: vec![] };
-        for input in &self.inputs {
-            let (argument, buffer) = match input {
-                Input::Value(value) => (Argument(value.clone()), None),
-                Input::Buffer { bytes, data, .. } => {
-                    let address = device.allocate(*bytes)?;
+        let mut arguments: Vec<_> = self.parameters.iter().map(|bytes| Argument(vec![0; *bytes])).collect();
+        let mut buffers = vec![];
+        for &Input { parameter, offset, ref what } in &self.inputs {
+            let address;
+            let value = match what {
+                What::Value(value) => &value[..],
+                What::Buffer { bytes, data, .. } => {
+                    let place = device.allocate(*bytes)?;
                     if let Some(data) = data {
-                        device.write(address, data)?;
+                        device.write(place, data)?;
                     }
-                    (address.into(), Some((address, *bytes)))
+                    buffers.push(PlacedBuffer { parameter, offset, address: place, bytes: *bytes });
+                    address = place.to_le_bytes();
+                    &address
                 }
             };
-            placed.arguments.push(argument);
-            placed.buffers.push(buffer);
+            arguments[parameter].0[offset..offset + value.len()].copy_from_slice(value);
         }
-        Ok(placed)
+        Ok(Placed { arguments, buffers })
     }
 
     /// Saves the buffers that are to be saved. Each file is whole or as it was before. The answer names the files
@@ -410,11 +514,9 @@ impl Inputs {
     pub fn save(&self, device: &mut Device, placed: &Placed) -> Result<Vec<PathBuf>, ParamError> {
         let mut unwritten = vec![];
         let mut written = vec![];
-        for (input, buffer) in self.inputs.iter().zip(&placed.buffers) {
-            let (Input::Buffer { ty, shape, save: Some(path), .. }, Some((address, bytes))) = (input, buffer)
-            else {
-                continue;
-            };
+        let buffers = self.inputs.iter().filter(|input| matches!(input.what, What::Buffer { .. }));
+        for (input, PlacedBuffer { address, bytes, .. }) in buffers.zip(&placed.buffers) {
+            let What::Buffer { ty, shape, save: Some(path), .. } = &input.what else { continue };
             let error = |e: crate::Error| ParamError::file(path, e.to_string());
             if !device.is_written(*address, *bytes as usize).map_err(error)? {
                 unwritten.push(path.clone());
@@ -435,7 +537,7 @@ mod tests {
 
     fn value(text: &str) -> Vec<u8> {
         match text.parse::<Param>().expect(text).kind {
-            Kind::Value(bytes) => bytes,
+            Kind::Member(Member::Value(bytes)) => bytes,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -486,6 +588,16 @@ mod tests {
             ("buf:f32:4>out.txt", "FILE.npy"),
             ("buf:f32:4>", "FILE.npy"),
             ("buf:.npy", "buf:TYPE:COUNT"),
+            ("struct:", "write TYPE:VALUE"),
+            ("struct:u32:1,", "member \"\""),
+            ("struct:u32:1,u9:1", "no type"),
+            ("struct:u32:1,struct:u32:2", "no structures"),
+            ("struct:u32:1,2@u32:1", "ends at byte 4"),
+            ("struct:x@u32:1", "is no number of bytes"),
+            ("struct:-1@u32:1", "is no number of bytes"),
+            ("struct:32761@u32:1", "32764 bytes"),
+            ("struct:18446744073709551615@u32:1", "32764 bytes"),
+            ("struct:buf:f32:4>out.txt", "FILE.npy"),
         ] {
             let error = text.parse::<Param>().expect_err(text).to_string();
             assert!(error.contains(reason), "{error}");
@@ -495,12 +607,34 @@ mod tests {
     }
 
     #[test]
+    fn structures_are_laid_out_as_c_does() {
+        let text = "struct:u8:1,u16:2,buf:f32:3=fill:1,u8:4,bytes:0506,f64:0.5,40@u32:7";
+        let params = [text.parse().expect(text), "buf:u8:5".parse().expect("a buffer")];
+        let inputs = Inputs::load(&params, 1 << 20).expect(text);
+        let mut device = Device::new(crate::Gpu::H100);
+        let placed = inputs.place(&mut device).expect("room");
+        let [first, second] = placed.buffers[..] else { panic!("{:?}", placed.buffers) };
+        assert_eq!((first.parameter, first.offset, first.bytes), (0, 8, 12));
+        assert_eq!((second.parameter, second.offset, second.bytes), (1, 0, 5));
+        let mut want = vec![1, 0, 2, 0, 0, 0, 0, 0];
+        want.extend(first.address.to_le_bytes());
+        want.extend([4, 5, 6, 0, 0, 0, 0, 0]);
+        want.extend(0.5f64.to_le_bytes());
+        want.extend([0; 8]);
+        want.extend([7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(placed.arguments[0].0, want);
+        assert_eq!(placed.arguments[1].0, second.address.to_le_bytes());
+        assert_eq!(device.read(first.address, 12).expect("the buffer"), 1f32.to_le_bytes().repeat(3));
+    }
+
+    #[test]
     fn buffers_are_bounded_before_they_are_made() {
         for texts in [
             vec!["buf:u8:18446744073709551615=fill:0"],
             vec!["buf:f64:18446744073709551615=random:1"],
             vec!["buf:u8:1025"],
             vec!["buf:u8:1000", "buf:u8:25=fill:0"],
+            vec!["struct:buf:u8:1000,buf:u8:25=fill:0"],
         ] {
             let params: Vec<Param> = texts.iter().map(|t| t.parse().expect(t)).collect();
             let error = Inputs::load(&params, 1024).expect_err("too much").to_string();
@@ -510,11 +644,13 @@ mod tests {
 
     #[test]
     fn random_values_lie_in_their_range_and_follow_from_the_seed() {
-        let data =
-            |text: &str| match &Inputs::load(&[text.parse().expect(text)], 1 << 20).expect(text).inputs[0] {
-                Input::Buffer { data: Some(data), .. } => data.clone(),
-                other => panic!("{other:?}"),
-            };
+        let data = |text: &str| match &Inputs::load(&[text.parse().expect(text)], 1 << 20).expect(text).inputs
+            [0]
+        .what
+        {
+            What::Buffer { data: Some(data), .. } => data.clone(),
+            other => panic!("{other:?}"),
+        };
         let floats = data("buf:f32:1000=random:1");
         assert_eq!(floats, data("buf:f32:1000=random:1"));
         assert_ne!(floats, data("buf:f32:1000=random:2"));
