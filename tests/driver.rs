@@ -13,7 +13,8 @@ use warploom::{
     Error, Result,
     checkpoint::Dtype,
     driver::{
-        Buffer, Cuda, Driver, Event, Family, Handle, Launch, Policy, ProductShape, Simulator, Stream,
+        Buffer, Cuda, Download, Driver, Event, Family, Function, Handle, Launch, Policy, ProductShape,
+        Simulator, Stream,
         interop::{
             self,
             cudarc::{
@@ -351,6 +352,49 @@ fn launch_of(
     driver.free(out);
     launched.and(read)?;
     Ok((sizes, stream))
+}
+
+#[test]
+fn what_is_of_another_device_is_refused() {
+    for driver in drivers() {
+        let other: Arc<dyn Driver> = Arc::new(Simulator::new(Policy::default()));
+        let [here, there] = [&driver, &other].map(|driver| Stream::new(driver).unwrap());
+        let refused = |done: Result<()>, what: &str| match done {
+            Err(Error::Argument { argument, reason, .. }) => {
+                assert_eq!(argument, what);
+                assert!(reason.contains("of another device"), "{reason}");
+            }
+            done => panic!("{what}: {done:?}"),
+        };
+        let function = Function::new(&other, other.load(&FAMILY).unwrap(), "sizes").unwrap();
+        let mut out = Buffer::new(&driver, 48).unwrap();
+        let parameter = out.view().address().to_le_bytes();
+        // SAFETY: the entry's parameter is an address, here of all that it writes.
+        refused(unsafe { here.launch(&function, &Launch::new(&parameter)) }, "kernel");
+        let [mine, event] = [&driver, &other].map(|driver| Event::new(driver).unwrap());
+        mine.record(&here).unwrap();
+        refused(event.record(&here), "event");
+        event.record(&there).unwrap();
+        refused(here.wait(&event), "event");
+        refused(event.elapsed_ms(&mine).map(|_| ()), "event");
+        let graph = there.capture(|| Ok(())).unwrap();
+        // SAFETY: nothing is in it.
+        refused(unsafe { here.launch_graph(&graph) }, "graph");
+        let mut download = Download::new(&other, 48).unwrap();
+        refused(download.start(&here, out.view()), "download");
+        // Memory is told by its address: no simulated device has another's.
+        if driver.ordinal().is_some() {
+            continue;
+        }
+        let foreign = Buffer::from_slice(&there, &[7u8; 48]).unwrap();
+        assert!(here.copy(foreign.view(), &mut out.view_mut()).is_err());
+        let parameter = foreign.view().address().to_le_bytes();
+        let function = Function::new(&driver, driver.load(&FAMILY).unwrap(), "sizes").unwrap();
+        // SAFETY: as above, but for the device.
+        let launched = unsafe { here.launch(&function, &Launch::new(&parameter)) };
+        assert!(launched.unwrap_err().to_string().contains("in no allocation"));
+        assert_eq!(read(&there, &foreign), [7; 48]);
+    }
 }
 
 #[test]

@@ -430,7 +430,7 @@ impl Bench {
 
 /// Reads device memory and does nothing else.
 struct ReadSweep {
-    function: driver::Handle,
+    function: driver::Function,
     memory: Buffer,
     /// u32, one for a thread.
     sums: Buffer,
@@ -451,7 +451,7 @@ impl ReadSweep {
     fn new(bench: &Bench, bytes: usize) -> Result<ReadSweep> {
         let driver = &bench.queue.driver;
         let module = driver.load(&READ_SWEEP)?;
-        let function = driver.function(module, "read_sweep")?;
+        let function = driver::Function::new(driver, module, "read_sweep")?;
         // Eight CTAs of 256 threads fill a multiprocessor.
         let ctas = if bench.options.smoke { 2 } else { 8 * driver.properties().multiprocessors };
         let memory = bench.random(bytes)?;
@@ -467,7 +467,7 @@ impl ReadSweep {
             ..Launch::new(bytemuck::cast_slice(&p))
         };
         // SAFETY: the kernel reads `vectors` vectors of `memory` and writes one sum of each thread, for which there is room.
-        unsafe { stream.launch(self.function, &launch) }
+        unsafe { stream.launch(&self.function, &launch) }
     }
 
     /// Whether it read everything, and that once: the exclusive or of all.

@@ -11,7 +11,7 @@ use crate::{
     exec::{Context, Footprint, grid},
     kernel::{Kernel, Value},
     launch::{Launch, LineProfile, Report, Schedule},
-    memory::{FUNCTION_BASE, arena::Arena, sectors::Sectors, view::merge},
+    memory::{DEVICE_BYTES, FUNCTION_BASE, GLOBAL_BASE, arena::Arena, sectors::Sectors, view::merge},
     parse::{Module, Space},
     roofline::Gpu,
 };
@@ -116,8 +116,15 @@ impl Device {
 
     /// A device with so many bytes of memory at most.
     pub fn with_memory(gpu: Gpu, bytes: u64) -> Self {
+        Device::numbered(0, gpu, bytes)
+    }
+
+    /// One of several devices, each with a number of its own: its memory, which has less than 2 TiB, has addresses that no other's has. A kernel that is
+    /// given memory of another device then touches what is in no allocation, which is found.
+    pub fn numbered(number: u16, gpu: Gpu, bytes: u64) -> Self {
+        let base = GLOBAL_BASE + u64::from(number) * DEVICE_BYTES;
         Device {
-            arena: Arena::new(bytes),
+            arena: Arena::new(base, bytes.min(DEVICE_BYTES)),
             gpu,
             launches: 0,
             running: Footprint::new(),
@@ -304,6 +311,7 @@ impl Device {
             static_base,
             dynamic_base,
             shared_end,
+            global_base: self.arena.base,
             globals: module.addresses.clone(),
             grid_id: self.launches,
             workspace,

@@ -81,7 +81,7 @@ pub struct Properties {
     pub l2_bytes: u64,
 }
 
-/// A module, function, stream, event or graph of a driver: meaningful to it alone.
+/// A module, function, stream, event or graph of a driver: meaningful to it alone, and as long as it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(pub(crate) u64);
 
@@ -236,6 +236,20 @@ pub trait Driver: Send + Sync {
     unsafe fn launch_graph(&self, stream: Handle, graph: Handle) -> Result<()>;
 }
 
+/// What is used together is of one driver, as [`Driver`] demands: to another one its handles mean something else, or nothing.
+fn together(one: &Arc<dyn Driver>, other: &Arc<dyn Driver>, what: &'static str) -> Result<()> {
+    if Arc::ptr_eq(one, other) {
+        return Ok(());
+    }
+    let [one, other] = [one, other].map(|driver| &driver.properties().name);
+    Err(Error::argument(
+        what,
+        format!(
+            "it is of another device ({other}) than the stream ({one}), or of the same one opened another time: use what one `open` gave"
+        ),
+    ))
+}
+
 /// Whether a library of one of these names can be loaded, or is already.
 fn is_library_present(names: &[&str]) -> bool {
     // SAFETY: NVIDIA's run nothing of ours when they are loaded or let go.
@@ -264,6 +278,29 @@ pub fn open(name: &str) -> Result<Arc<dyn Driver>> {
             "device",
             format!("'{}'; supported are sim, cuda and cuda:N", crate::error::printable(name)),
         )),
+    }
+}
+
+/// An entry of a family that is loaded, ready for any launch on a stream of the same driver, which it keeps.
+#[derive(Clone)]
+pub struct Function {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Function {
+    /// An entry of a module that [`Driver::load`] of the same driver gave.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it has no such entry.
+    pub fn new(driver: &Arc<dyn Driver>, module: Handle, entry: &'static str) -> Result<Self> {
+        Ok(Function { handle: driver.function(module, entry)?, driver: driver.clone() })
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Function({:#x})", self.handle.0)
     }
 }
 
@@ -530,11 +567,12 @@ impl Stream {
     /// As [`Driver::launch`].
     ///
     /// # Errors
-    /// [`Error::Device`].
-    pub unsafe fn launch(&self, function: Handle, launch: &Launch) -> Result<()> {
+    /// [`Error::Argument`] for a function of another driver, [`Error::Device`].
+    pub unsafe fn launch(&self, function: &Function, launch: &Launch) -> Result<()> {
+        together(&self.driver, &function.driver, "kernel")?;
         let launch = Launch { programmatic: launch.programmatic || self.programmatic, ..*launch };
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(self.handle, function, &launch) }
+        unsafe { self.driver.launch(self.handle, function.handle, &launch) }
     }
 
     /// Enqueues a product by a library.
@@ -560,8 +598,9 @@ impl Stream {
     /// Lets the stream go on only when `event` has come.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Argument`] for an event of another driver, [`Error::Device`].
     pub fn wait(&self, event: &Event) -> Result<()> {
+        together(&self.driver, &event.driver, "event")?;
         self.driver.wait(self.handle, event.handle)
     }
 
@@ -599,8 +638,9 @@ impl Stream {
     /// Everything that the graph's launches address must still be there.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Argument`] for a graph of another driver, [`Error::Device`].
     pub unsafe fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        together(&self.driver, &graph.driver, "graph")?;
         // SAFETY: the caller's promise.
         unsafe { self.driver.launch_graph(self.handle, graph.recorded.graph) }
     }
@@ -632,8 +672,9 @@ impl Event {
     /// Sets it at the end of what the stream has been given.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Argument`] for a stream of another driver, [`Error::Device`].
     pub fn record(&self, stream: &Stream) -> Result<()> {
+        together(&stream.driver, &self.driver, "event")?;
         self.driver.record(self.handle, stream.handle)
     }
 
@@ -648,8 +689,9 @@ impl Event {
     /// Milliseconds since an earlier event.
     ///
     /// # Errors
-    /// [`Error::Device`] unless both have been recorded and have come.
+    /// [`Error::Argument`] for an event of another driver, [`Error::Device`] unless both have been recorded and have come.
     pub fn elapsed_ms(&self, since: &Event) -> Result<f32> {
+        together(&self.driver, &since.driver, "event")?;
         self.driver.elapsed_ms(since.handle, self.handle)
     }
 }
@@ -711,8 +753,9 @@ impl Download {
     /// Copies `from`, which must be as large as the room, once `stream` has come to it. What was copied before is lost.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
+    /// [`Error::Argument`] if the sizes differ, or for a stream of another driver; [`Error::Device`].
     pub fn start(&mut self, stream: &Stream, from: View) -> Result<()> {
+        together(&stream.driver, &self.driver, "download")?;
         same_size(self.bytes, from.bytes)?;
         self.wait_for_copy()?;
         // SAFETY: pinned in `new`; `wait` gives nobody access until the event has come.

@@ -5,7 +5,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -130,6 +130,9 @@ enum Command {
     Record { event: Handle },
 }
 
+/// So many were made: each has addresses of its own, as GPUs have, so that memory of one that is given to another is found.
+static OPENED: AtomicU16 = AtomicU16::new(0);
+
 impl Simulator {
     /// A device without memory in use.
     pub fn new(policy: Policy) -> Self {
@@ -143,7 +146,11 @@ impl Simulator {
             l2_bytes: 0,
         };
         let state = State {
-            device: Device::with_memory(policy.gpu.clone(), policy.memory_bytes),
+            device: Device::numbered(
+                OPENED.fetch_add(1, Ordering::Relaxed),
+                policy.gpu.clone(),
+                policy.memory_bytes,
+            ),
             next_handle: 1,
             modules: HashMap::new(),
             functions: HashMap::new(),

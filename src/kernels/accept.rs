@@ -11,15 +11,15 @@ use super::{
     sample::{MAX_DRAFT, MAX_ROWS, MAX_VOCAB, RoundRows},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
 /// Begins rounds, and ends them: keeps the longest prefix of drafts that the verifier agrees with (greedy), or each with probability
 /// min(1, p/q) (sampled, arXiv 2211.17192), and one token of the verifier's after them.
 pub struct Accept {
-    begin: Handle,
-    accept: Handle,
+    begin: Function,
+    accept: Function,
 }
 
 /// What [`Accept::begin`] takes.
@@ -168,7 +168,7 @@ impl Accept {
             p.verify_lengths = Check::of("verify_lengths").view_mut(lengths, args.slots, 4)?;
         }
         // SAFETY: the sizes above cover all that the kernel touches; rows that plans name, it checks.
-        unsafe { stream.launch(self.begin, &BEGIN.launch(&p)) }
+        unsafe { stream.launch(&self.begin, &BEGIN.launch(&p)) }
     }
 
     /// Enqueues the end of a round.
@@ -217,6 +217,6 @@ impl Accept {
             return Ok(());
         }
         // SAFETY: the sizes above cover all that the kernel touches; rows and tokens that it reads from memory, it checks.
-        unsafe { stream.launch(self.accept, &ACCEPT.launch(&p)) }
+        unsafe { stream.launch(&self.accept, &ACCEPT.launch(&p)) }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     },
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
     optimizer::{self, BINS, CHUNK, Measured, SUMS, Settings, Statistics},
 };
@@ -21,8 +21,8 @@ const _: () = assert!(WL_ADAMW_SUMS as usize == SUMS && WL_ADAMW_BINS as usize =
 
 /// One step of AdamW on one tensor, which is measured in the same pass; see [`optimizer::AdamW`], whose bits are the same.
 pub struct Adamw {
-    f32: Handle,
-    bf16: Handle,
+    f32: Function,
+    bf16: Function,
 }
 
 /// What [`Adamw::launch`] takes.
@@ -108,8 +108,8 @@ impl Adamw {
         let AdamwArgs { settings, count, gradient_dtype, .. } = args;
         settings.validate()?;
         let function = match gradient_dtype {
-            Dtype::F32 => self.f32,
-            Dtype::Bf16 => self.bf16,
+            Dtype::F32 => &self.f32,
+            Dtype::Bf16 => &self.bf16,
             other => {
                 return Check::of("gradient_dtype").refuse(format!("{other}; supported are f32 and bf16"));
             }

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    driver::{Driver, Handle, Launch, Stream, View, ViewMut},
+    driver::{Driver, Function, Launch, Stream, View, ViewMut},
     error::Result,
     mask::Mask,
 };
@@ -38,11 +38,11 @@ pub struct AttentionDecode {
     multiprocessors: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Functions {
     /// Of head_dim to 64, 128, 256: by splits, by segments.
-    attend: [[Handle; 2]; 3],
-    combine: Handle,
+    attend: [[Function; 2]; 3],
+    combine: Function,
 }
 
 /// How keys are divided among CTAs. The results are the same.
@@ -438,7 +438,7 @@ impl AttentionDecode {
             return Ok(());
         }
 
-        let function = functions.attend[plan.class.0][plan.class.1];
+        let function = &functions.attend[plan.class.0][plan.class.1];
         // SAFETY: the sizes above cover all rows, pages and parts; of what it reads as an index from memory, the kernel takes nothing
         // that is out of range.
         unsafe { stream.launch(function, &plan.geometry().launch(&p))? };
@@ -448,6 +448,6 @@ impl AttentionDecode {
         // It reads nothing but what the parts' kernel leaves, and waits for that.
         let launch = Launch { programmatic: true, ..COMBINE.launch(&p) };
         // SAFETY: as above.
-        unsafe { stream.launch(functions.combine, &launch) }
+        unsafe { stream.launch(&functions.combine, &launch) }
     }
 }

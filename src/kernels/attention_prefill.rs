@@ -11,7 +11,7 @@ use super::{
     params::{WL_ATTENTION_MAX_KEYS, WL_VERSION, WlAttentionPrefill},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
     mask::Mask,
 };
@@ -54,7 +54,7 @@ const TILES: [Geometry<WlAttentionPrefill>; 4] = [
 #[derive(Clone, Debug)]
 pub struct AttentionPrefill {
     /// For each of [`WIDTHS`].
-    functions: Half<[Handle; 4]>,
+    functions: Half<[Function; 4]>,
 }
 
 /// What [`AttentionPrefill::launch`] takes.
@@ -228,6 +228,6 @@ impl AttentionPrefill {
         }
         // SAFETY: the sizes above cover all rows and pages; of what it reads as an index from memory, the kernel takes
         // nothing that is out of range.
-        unsafe { stream.launch(functions[class], &launch) }
+        unsafe { stream.launch(&functions[class], &launch) }
     }
 }

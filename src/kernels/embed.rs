@@ -9,7 +9,7 @@ use super::{
     params::{WL_EMBED_FEATURES, WL_VERSION, WlEmbed},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 ///
 /// The row of a token that is not in the vocabulary is NaN, its statistics too.
 pub struct Embed {
-    functions: Half<Handle>,
+    functions: Half<Function>,
 }
 
 /// What [`Embed::launch`] takes.
@@ -76,7 +76,7 @@ impl Embed {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &EmbedArgs) -> Result<()> {
         let &EmbedArgs { dtype, rows, width, vocabulary, .. } = args;
-        let function = *self.functions.of(dtype)?;
+        let function = self.functions.of(dtype)?;
         let size = dtype.size();
         let mut p = WlEmbed {
             version: WL_VERSION,

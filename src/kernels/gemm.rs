@@ -10,7 +10,7 @@ use super::{
     projection::{self, LinearEpilogue, LinearProjection, MOST, Product},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -24,11 +24,11 @@ pub struct Gemm {
 }
 
 /// For large tiles, for small ones, and for rows that begin anywhere.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Functions {
-    large: Handle,
-    small: Handle,
-    any: Handle,
+    large: Function,
+    small: Function,
+    any: Function,
 }
 
 /// What [`Gemm::launch`] takes.
@@ -153,9 +153,9 @@ impl Gemm {
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, out_size)?;
         p.out_stats = product.check_stats(args.out_stats.as_ref(), width)?;
         let (function, geometry) = match product.rows_are_whole(&args.x) {
-            false => (functions.any, SMALL),
-            true if LARGE.grid(&p)[0] < LARGE_TILES => (functions.small, SMALL),
-            true => (functions.large, LARGE),
+            false => (&functions.any, SMALL),
+            true if LARGE.grid(&p)[0] < LARGE_TILES => (&functions.small, SMALL),
+            true => (&functions.large, LARGE),
         };
         let launch = geometry.launch(&p);
         let tiles = launch.grid[0];

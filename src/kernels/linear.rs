@@ -13,7 +13,7 @@ use super::{
     projection::{self, LinearEpilogue, LinearProjection, MOST, Product},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub struct Linear {
     /// By type of x and weights, T or e4m3: for up to 16, 32 and 64 rows, and for rows of weights or x that begin
     /// anywhere.
-    functions: [Half<[Handle; 4]>; 2],
+    functions: [Half<[Function; 4]>; 2],
 }
 
 /// What [`Linear::launch`] takes.
@@ -257,7 +257,7 @@ impl Linear {
     }
 
     /// The functions of the launch's types, and its parameter but for the scratch.
-    fn prepare(&self, args: &LinearArgs) -> Result<(&[Handle; 4], WlLinear)> {
+    fn prepare(&self, args: &LinearArgs) -> Result<(&[Function; 4], WlLinear)> {
         let LinearArgs { dtype, rows, inputs, epilogue, .. } = *args;
         let fp8 = args.x_scales.is_some();
         let functions = self.functions[usize::from(fp8)].of(dtype)?;
@@ -315,7 +315,7 @@ impl Linear {
         }
         // SAFETY: the sizes above cover all that the kernel touches: `rows` rows of x, its scales, out and
         // statistics, the projections' features, and the scratch.
-        unsafe { stream.launch(functions[args.variant()], &BLOCKS.launch(&p)) }
+        unsafe { stream.launch(&functions[args.variant()], &BLOCKS.launch(&p)) }
     }
 }
 

@@ -56,7 +56,7 @@ pub use swiglu::{Swiglu, SwigluArgs};
 
 pub use crate::dtype::Dtype;
 use crate::{
-    driver::{Driver, Handle, View, ViewMut},
+    driver::{Driver, Function, Handle, View, ViewMut},
     error::{Error, Result},
 };
 
@@ -140,14 +140,14 @@ impl<'d> Module<'d> {
         Ok(Module { driver, handle: driver.load(family)?, family })
     }
 
-    fn function(&self, entry: &str) -> Result<Handle> {
+    fn function(&self, entry: &str) -> Result<Function> {
         let found = self.family.entries.iter().find(|e| e.name == entry).ok_or_else(|| {
             Error::device(
                 &self.driver.properties().name,
                 format!("{}.cu has no entry {entry}", self.family.name),
             )
         })?;
-        self.driver.function(self.handle, found.name)
+        Function::new(self.driver, self.handle, found.name)
     }
 }
 

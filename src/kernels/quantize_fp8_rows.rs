@@ -9,7 +9,7 @@ use super::{
     params::{WL_VERSION, WlQuantizeFp8Rows},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 ///
 /// arXiv 2407.21783, section 6. A row with a NaN gets the scale NaN.
 pub struct QuantizeFp8Rows {
-    functions: Half<Handle>,
+    functions: Half<Function>,
 }
 
 /// What [`QuantizeFp8Rows::launch`] takes.
@@ -74,7 +74,7 @@ impl QuantizeFp8Rows {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: QuantizeFp8RowsArgs) -> Result<()> {
         let QuantizeFp8RowsArgs { dtype, rows, width, .. } = args;
-        let function = *self.functions.of(dtype)?;
+        let function = self.functions.of(dtype)?;
         let bound = args.bound.unwrap_or(f32::INFINITY);
         if bound.is_nan() || bound <= 0.0 {
             return Check::of("bound").refuse(format!("{bound}; supported are numbers over 0"));

@@ -9,7 +9,7 @@ use super::{
     params::{WL_E4M3, WL_RMS_NORM_HELD, WL_RMS_NORM_HELD_WIDE, WL_VERSION, WlRmsNorm},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -18,9 +18,9 @@ use crate::{
 /// Llama 2, section 2.2, after arXiv 1910.07467; rounded where Hugging Face's `LlamaRMSNorm` rounds.
 pub struct RmsNorm {
     /// For rows of up to [`WL_RMS_NORM_HELD`] features, and for wider ones; bf16, f16, f32.
-    functions: [[Handle; 2]; 3],
+    functions: [[Function; 2]; 3],
     /// The same two for rows of e4m3.
-    e4m3: Half<[Handle; 2]>,
+    e4m3: Half<[Function; 2]>,
 }
 
 /// What [`RmsNorm::launch`] takes, and, with [`E4m3Rows`] for `y`, [`RmsNorm::launch_e4m3`].
@@ -138,13 +138,13 @@ impl RmsNorm {
 ///
 /// # Safety
 /// `p` describes memory that the kernel may touch.
-unsafe fn enqueue(stream: &Stream, functions: &[Handle; 2], p: &WlRmsNorm) -> Result<()> {
+unsafe fn enqueue(stream: &Stream, functions: &[Function; 2], p: &WlRmsNorm) -> Result<()> {
     if p.rows == 0 {
         return Ok(());
     }
     let wide = p.width as u32 > WL_RMS_NORM_HELD && p.width as u32 <= WL_RMS_NORM_HELD_WIDE;
     // SAFETY: the caller's.
-    unsafe { stream.launch(functions[usize::from(wide)], &ROWS.launch(p)) }
+    unsafe { stream.launch(&functions[usize::from(wide)], &ROWS.launch(p)) }
 }
 
 #[cfg(feature = "capi")]

@@ -10,7 +10,7 @@ use super::{
     params::{WL_ROPE_APPEND_HEAD_DIM, WL_ROPE_APPEND_THREADS, WL_VERSION, WlRopeAppend},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View, ViewMut},
+    driver::{Driver, Function, Stream, View, ViewMut},
     error::Result,
 };
 
@@ -24,7 +24,7 @@ use crate::{
 /// range, or whose position lies beyond the page table, are written nowhere. No two live rows of a launch may have
 /// the same sequence and position, nor sequences that share a page write to it.
 pub struct RopeAppend {
-    functions: Half<Handle>,
+    functions: Half<Function>,
 }
 
 /// What [`RopeAppend::launch`] takes.
@@ -107,7 +107,7 @@ impl RopeAppend {
     pub fn launch(&self, stream: &Stream, args: &RopeAppendArgs) -> Result<()> {
         let &RopeAppendArgs { dtype, rows, heads, magnitude, layout, table, .. } = args;
         let PageLayout { kv_heads, head_dim, .. } = layout;
-        let function = *self.functions.of(dtype)?;
+        let function = self.functions.of(dtype)?;
         if !magnitude.is_finite() || magnitude == 0.0 {
             return Check::of("magnitude")
                 .refuse(format!("{magnitude}; supported are finite numbers other than 0, commonly 1"));

@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{
-    driver::{Driver, Handle, Stream, ViewMut},
+    driver::{Driver, Function, Stream, ViewMut},
     error::Result,
 };
 
@@ -27,7 +27,7 @@ pub const MAX_VOCAB: usize = WL_SAMPLE_VOCAB as usize;
 ///
 /// Random numbers are Philox4x32-10's at (seed, sequence id, position, use): a row's choice depends on neither its slot nor its company.
 pub struct Sample {
-    function: Handle,
+    function: Function,
 }
 
 // As errors name them.
@@ -264,7 +264,7 @@ impl Sample {
             return Ok(());
         }
         // SAFETY: the sizes above cover all that the kernel touches; sequences, positions and rows that it reads from memory, it checks.
-        unsafe { stream.launch(self.function, &PARTS.launch(&p)) }
+        unsafe { stream.launch(&self.function, &PARTS.launch(&p)) }
     }
 }
 

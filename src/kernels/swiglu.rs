@@ -9,7 +9,7 @@ use super::{
     params::{WL_E4M3, WL_SWIGLU_FEATURES, WL_VERSION, WlSwiglu},
 };
 use crate::{
-    driver::{Driver, Handle, Stream, View},
+    driver::{Driver, Function, Stream, View},
     error::Result,
 };
 
@@ -17,8 +17,8 @@ use crate::{
 ///
 /// arXiv 2002.05202. Products of gates under −174 are 0.
 pub struct Swiglu {
-    functions: Half<Handle>,
-    e4m3: Half<Handle>,
+    functions: Half<Function>,
+    e4m3: Half<Function>,
 }
 
 /// What [`Swiglu::launch`] takes, and, with [`E4m3Rows`] for `out`, [`Swiglu::launch_e4m3`].
@@ -90,7 +90,7 @@ impl Swiglu {
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch(&self, stream: &Stream, args: &SwigluArgs) -> Result<()> {
         let &SwigluArgs { dtype, rows, width, .. } = args;
-        let function = *self.functions.of(dtype)?;
+        let function = self.functions.of(dtype)?;
         let mut p = args.params()?;
         p.out_type = dtype.code();
         (p.out, p.out_stride) = Check::of("out").rows_mut(&args.out, rows, width, dtype.size())?;
@@ -108,7 +108,7 @@ impl Swiglu {
     /// [`Error::Argument`](crate::Error::Argument) for types, shapes, sizes and addresses that do not fit;
     /// [`Error::Device`](crate::Error::Device).
     pub fn launch_e4m3<'b>(&self, stream: &Stream, args: &SwigluArgs<'b, E4m3Rows<'b>>) -> Result<()> {
-        let function = *self.e4m3.of(args.dtype)?;
+        let function = self.e4m3.of(args.dtype)?;
         let mut p = args.params()?;
         p.out_type = WL_E4M3;
         (p.out, p.out_stride, p.out_scales, p.bound) =

@@ -14,7 +14,7 @@ use crate::{
     counters::Traffic,
     decode::CALL_BASE,
     kernel::{Access, Address, Order, Reg},
-    memory::{GLOBAL_BASE, LOCAL_WINDOW, PAGE, PARAM_WINDOW, SHARED_WINDOW, WINDOW},
+    memory::{LOCAL_WINDOW, PAGE, PARAM_WINDOW, SHARED_WINDOW, WINDOW},
     parse::Space,
 };
 
@@ -28,11 +28,11 @@ pub(super) fn window(space: Space) -> u64 {
     }
 }
 
-/// Space and offset of an address; for global memory the offset in the arena.
+/// Space and offset of an address; for global memory, which begins at `base`, the offset in the arena.
 #[inline]
-pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
+pub(super) fn resolve(base: u64, space: Space, address: u64) -> (Space, u64) {
     match space {
-        Space::Global | Space::Const => (Space::Global, address.wrapping_sub(GLOBAL_BASE)),
+        Space::Global | Space::Const => (Space::Global, address.wrapping_sub(base)),
         Space::Shared => (Space::Shared, address),
         Space::Local => (Space::Local, address),
         Space::Param => (Space::Param, address),
@@ -43,7 +43,7 @@ pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
                     return (space, offset);
                 }
             }
-            (Space::Global, address.wrapping_sub(GLOBAL_BASE))
+            (Space::Global, address.wrapping_sub(base))
         }
     }
 }
@@ -78,7 +78,7 @@ impl Warp {
         n: u64,
         what: &str,
     ) -> Option<(Space, usize)> {
-        let (found, at) = resolve(space, address);
+        let (found, at) = resolve(context.global_base, space, address);
         let within = |begin: u64, end: u64| at >= begin && at <= end && n <= end - at;
         let inside = match found {
             Space::Global => env.common.view.inside(at, n),
@@ -122,7 +122,7 @@ impl Warp {
         let (cta, warp) = (env.cta, self.index);
         let near = match space {
             Space::Global => {
-                let at = address.wrapping_sub(GLOBAL_BASE);
+                let at = address.wrapping_sub(context.global_base);
                 let before =
                     (0..=4096u64).find_map(|back| env.common.view.arena.block(at.checked_sub(back)?));
                 match before {
@@ -130,13 +130,13 @@ impl Warp {
                         "{} bytes past the end of the allocation of {} bytes at {:#x}",
                         at - end,
                         end - begin,
-                        begin + GLOBAL_BASE
+                        begin + context.global_base
                     ),
                     Some((begin, end)) => {
                         format!(
                             "over the end of the allocation of {} bytes at {:#x}",
                             end - begin,
-                            begin + GLOBAL_BASE
+                            begin + context.global_base
                         )
                     }
                     None => "in no allocation".into(),
@@ -213,7 +213,7 @@ impl Warp {
                 "{} {} {n} bytes at {:#x} at {site} {}, which an unfinished launch before this one {}",
                 thread_name(cta, warp, touch.lane as u32),
                 if touch.write { "writes" } else { "reads" },
-                at as u64 + GLOBAL_BASE,
+                at as u64 + context.global_base,
                 if waited {
                     "after a griddepcontrol.wait that does not cover it (the launch between did not wait)"
                 } else {
@@ -254,7 +254,7 @@ impl Warp {
         let message = || {
             let (name, address) = match space {
                 Space::Shared => ("shared", at as u64),
-                _ => ("global", at as u64 + GLOBAL_BASE),
+                _ => ("global", at as u64 + context.global_base),
             };
             format!(
                 "{} {} {name} {address:#x} at {}, and {} {} it at {} with nothing to order the two",

@@ -178,7 +178,7 @@ impl Warp {
     /// Bytes at a generic address, as a thread sees them; None where there are none.
     fn peek(&self, context: &Context, env: &mut Env, lane: usize, address: u64, n: usize) -> Option<[u8; 8]> {
         let mut out = [0; 8];
-        let (space, at) = resolve(Space::Generic, address);
+        let (space, at) = resolve(context.global_base, Space::Generic, address);
         let bytes = match space {
             Space::Global => {
                 if !env.common.view.inside(at, n as u64) {

@@ -14,7 +14,6 @@ use crate::{
     counters::Traffic,
     kernel::{Inst, Op},
     launch::Delivery,
-    memory::GLOBAL_BASE,
     parse::Space,
 };
 
@@ -143,7 +142,7 @@ impl Warp {
                     });
                     continue;
                 }
-                let at = source.wrapping_sub(GLOBAL_BASE);
+                let at = source.wrapping_sub(context.global_base);
                 if !env.common.view.inside(at, take) {
                     let (cta, warp) = (env.cta, self.index);
                     env.report(Kind::OutOfBounds, pc, 0, || {

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     launch::Schedule,
     memory::{
-        GLOBAL_BASE, PAGE,
+        PAGE,
         arena::Arena,
         view::{Page, Touched, View, commit, conflict, merge},
     },
@@ -196,7 +196,7 @@ impl Sum {
                 place[1],
                 place[2],
                 if writes { "writes" } else { "reads" },
-                GLOBAL_BASE + u64::from(page.number) * PAGE as u64 + byte as u64,
+                context.global_base + u64::from(page.number) * PAGE as u64 + byte as u64,
                 kernel.site(mine),
                 kernel.site(other),
             )

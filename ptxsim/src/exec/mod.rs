@@ -36,6 +36,8 @@ pub(crate) struct Context<'k> {
     pub static_base: u64,
     pub dynamic_base: u64,
     pub shared_end: u64,
+    /// Where device memory begins.
+    pub global_base: u64,
     /// Addresses of the module's variables.
     pub globals: Vec<u64>,
     pub grid_id: u64,

@@ -556,7 +556,8 @@ impl Warp {
             Op::IsSpace { d, a, space } => {
                 let mut holds = 0;
                 for lane in lanes_of(lanes) {
-                    let (found, _) = super::access::resolve(Space::Generic, self.value(*a, lane));
+                    let (found, _) =
+                        super::access::resolve(context.global_base, Space::Generic, self.value(*a, lane));
                     holds |= u32::from(found == *space) << lane;
                 }
                 self.put_p(*d, holds, lanes);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Bits, GLOBAL_BASE, PAGE, POISON};
+use super::{Bits, PAGE, POISON};
 use crate::error::{Error, Result};
 
 /// Alignment of allocations, as cudaMalloc gives it, and the gap after each.
@@ -11,7 +11,9 @@ const ALIGN: u64 = 256;
 /// The device's memory.
 #[derive(Clone)]
 pub(crate) struct Arena {
-    /// In whole pages; addresses are [`GLOBAL_BASE`] plus the index.
+    /// Address of the first byte.
+    pub base: u64,
+    /// In whole pages.
     pub bytes: Vec<u8>,
     /// Which bytes were written.
     pub written: Bits,
@@ -22,8 +24,8 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    pub fn new(limit: u64) -> Self {
-        Arena { bytes: vec![], written: Bits::default(), blocks: BTreeMap::new(), gaps: false, limit }
+    pub fn new(base: u64, limit: u64) -> Self {
+        Arena { base, bytes: vec![], written: Bits::default(), blocks: BTreeMap::new(), gaps: false, limit }
     }
 
     pub fn allocate(&mut self, bytes: u64) -> Result<u64> {
@@ -54,7 +56,7 @@ impl Arena {
         self.bytes[at as usize..(at + size) as usize].fill(POISON);
         self.written.fill(at as usize, size as usize, false);
         self.blocks.insert(at, bytes);
-        Ok(GLOBAL_BASE + at)
+        Ok(self.base + at)
     }
 
     /// Bytes of all allocations.
@@ -63,7 +65,7 @@ impl Arena {
     }
 
     pub fn free(&mut self, address: u64) -> Result<()> {
-        match address.checked_sub(GLOBAL_BASE).and_then(|at| self.blocks.remove(&at)) {
+        match address.checked_sub(self.base).and_then(|at| self.blocks.remove(&at)) {
             Some(_) => {
                 self.gaps = !self.blocks.is_empty();
                 Ok(())
@@ -80,7 +82,7 @@ impl Arena {
 
     /// Offset of a range that lies within one allocation.
     fn range(&self, address: u64, bytes: usize) -> Result<usize> {
-        let inside = address.checked_sub(GLOBAL_BASE).and_then(|at| {
+        let inside = address.checked_sub(self.base).and_then(|at| {
             if bytes == 0 {
                 return Some(at);
             }
@@ -116,13 +118,13 @@ impl Arena {
     pub fn unwritten(&self, address: u64, bytes: usize) -> Result<Option<u64>> {
         let at = self.range(address, bytes)?;
         let first = if bytes == 0 { None } else { self.written.first_without(at, bytes) };
-        Ok(first.map(|at| GLOBAL_BASE + at as u64))
+        Ok(first.map(|at| self.base + at as u64))
     }
 
     /// Address and size of the allocation around an address.
     pub fn allocation(&self, address: u64) -> Option<(u64, u64)> {
-        let (begin, end) = self.block(address.checked_sub(GLOBAL_BASE)?)?;
-        Some((GLOBAL_BASE + begin, end - begin))
+        let (begin, end) = self.block(address.checked_sub(self.base)?)?;
+        Some((self.base + begin, end - begin))
     }
 
     /// Fills a range with what fresh memory holds, and takes it for unwritten.

@@ -6,8 +6,9 @@ pub(crate) mod sectors;
 pub(crate) mod view;
 pub(crate) mod window;
 
-/// Generic addresses of the state spaces. Device memory is above all windows.
+/// Generic addresses of the state spaces. Device memory is above all windows: of the first device here, of every other one so far behind it.
 pub(crate) const GLOBAL_BASE: u64 = 0x7f00_0000_0000;
+pub(crate) const DEVICE_BYTES: u64 = 1 << 41;
 pub(crate) const SHARED_WINDOW: u64 = 0x7e00_0000_0000;
 pub(crate) const LOCAL_WINDOW: u64 = 0x7d00_0000_0000;
 pub(crate) const PARAM_WINDOW: u64 = 0x7c00_0000_0000;
