@@ -44,10 +44,19 @@ fn headers() -> Result<(), String> {
         PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo runs this")?).join("include");
     let folder = include.join("warploom");
     let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    // What has no header any more is there no more.
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(|error| failed(&folder, error))?;
+    }
     fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
     println!("cargo::rerun-if-changed=cuda/include");
     // A checkout without kernels has none.
-    for entry in fs::read_dir("cuda/include").into_iter().flatten().flatten() {
+    let headers = match Path::new("cuda/include") {
+        path if path.exists() => Some(fs::read_dir(path).map_err(|error| failed(path, error))?),
+        _ => None,
+    };
+    for entry in headers.into_iter().flatten() {
+        let entry = entry.map_err(|error| failed(Path::new("cuda/include"), error))?;
         let (from, to) = (entry.path(), folder.join(entry.file_name()));
         // Not with the permissions of a source that may be read-only: it is written again.
         let text = fs::read(&from).map_err(|error| failed(&from, error))?;

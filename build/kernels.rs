@@ -127,7 +127,7 @@ fn compile(nvcc: &Nvcc, sources: &[Source], out_dir: &Path) -> Result<Vec<Object
     let cache = Cache::open(out_dir)?;
     let options = |source: &Source| format!("{}\n{:?}", nvcc.identity, source.calls);
     let mut objects: Vec<Option<Object>> =
-        sources.iter().map(|source| cache.find(&source.stem, &options(source))).collect();
+        sources.iter().map(|source| cache.find(&source.stem, &options(source)).filter(is_compiled)).collect();
 
     // The fatbin takes longer, by as much as there are architectures: those first.
     let missing: Vec<usize> = (0..sources.len()).filter(|&index| objects[index].is_none()).collect();
@@ -168,6 +168,15 @@ fn compile(nvcc: &Nvcc, sources: &[Source], out_dir: &Path) -> Result<Vec<Object
         let ptx = String::from_utf8_lossy(&file("ptx.new")?).into_owned();
         let dependencies = cache::dependencies(&String::from_utf8_lossy(&file("d")?));
         let object = Object { fatbin: file("fatbin.new")?, ptx, output, dependencies };
+        if !is_compiled(&object) {
+            let nvcc = nvcc.path.display();
+            let _ = writeln!(
+                failed,
+                "{}: {nvcc} made no fatbin with PTX of it: is it CUDA's compiler, or does it call that? NVCC names another",
+                source.path
+            );
+            continue;
+        }
         if let Err(error) = cache.keep(&source.stem, &options(source), &object, begun) {
             println!("cargo::warning={} was compiled but not kept: {error}", source.path);
         }
@@ -203,6 +212,12 @@ fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec
     let mut results = results.into_inner().unwrap();
     results.sort_unstable_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Whether it is what nvcc makes of a file of kernels, whatever they are.
+fn is_compiled(object: &Object) -> bool {
+    const MAGIC: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
+    object.fatbin.starts_with(&MAGIC) && !ptxas::entries(&object.ptx).is_empty()
 }
 
 /// Adds to `faults` what must not be in a kernel.

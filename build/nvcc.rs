@@ -39,7 +39,11 @@ impl Nvcc {
         let mut nvcc = Nvcc { path, identity: String::new(), version: 0, known: Vec::new() };
         let version = nvcc.ask(&["--version"])?;
         nvcc.version = release(&version)
-            .ok_or_else(|| format!("{} tells no version:\n{version}", nvcc.path.display()))?;
+            .ok_or_else(|| {
+                let said: String = version.chars().filter(|c| !c.is_control()).take(200).collect();
+                let path = nvcc.path.display();
+                format!("{path} --version tells no release, and so is not CUDA's nvcc: \"{said}\"; name that one by NVCC")
+            })?;
         let compiler = nvcc.host_compiler(out_dir)?;
         nvcc.known = nvcc
             .ask(&["--list-gpu-code"])?
@@ -55,8 +59,9 @@ impl Nvcc {
     /// WARPLOOM_CUDA_ARCHS, else the GPUs of this machine, else the two that the kernels are written for.
     pub fn architectures(&self) -> Result<Vec<Arch>, String> {
         println!("cargo::rerun-if-env-changed=WARPLOOM_CUDA_ARCHS");
-        if let Ok(list) = env::var("WARPLOOM_CUDA_ARCHS") {
-            return arch::parse_list(&list, &self.known);
+        if let Some(list) = env::var_os("WARPLOOM_CUDA_ARCHS") {
+            // What is no Unicode is no architecture, and refused as such.
+            return arch::parse_list(&list.to_string_lossy(), &self.known);
         }
         let asked =
             Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output();

@@ -663,3 +663,11 @@ fn files_that_cannot_be_are_refused() {
     fails(&["generate", "--prompts", "/no/such/file"], 1, "/no/such/file");
     fails(&["generate", "--prompts", "src"], 1, "not a regular file");
 }
+
+#[test]
+fn help_names_every_policy() {
+    let help = stdout(&["generate", "--help"]);
+    for policy in warploom::decode::Policy::ALL {
+        assert!(help.contains(policy.name()), "{} is not in the help of --policy", policy.name());
+    }
+}

@@ -5,10 +5,13 @@
 use std::{
     io::Write,
     process::{Command, Output},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
 };
 
 use half::bf16;
+use rayon::prelude::*;
 use warploom::{
     Error, Result,
     checkpoint::Dtype,
@@ -352,6 +355,47 @@ fn launch_of(
     driver.free(out);
     launched.and(read)?;
     Ok((sizes, stream))
+}
+
+/// A thread of rayon's that waits takes up other tasks: here ones that want the same device.
+#[test]
+fn tasks_of_rayon_launch_on_one_device() {
+    let (done, outcome) = mpsc::channel();
+    thread::spawn(move || {
+        let driver: Arc<dyn Driver> = Arc::new(Simulator::new(Policy::default()));
+        let function = Function::new(&driver, driver.load(&FAMILY).unwrap(), "sizes").unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
+        pool.install(|| {
+            (0..400).into_par_iter().for_each(|task| {
+                if task % 2 == 1 {
+                    return thread::sleep(Duration::from_micros(300));
+                }
+                let (stream, out) = (Stream::new(&driver).unwrap(), Buffer::new(&driver, 48).unwrap());
+                let parameter = out.view().address().to_le_bytes();
+                let launch = Launch { grid: [64, 1, 1], ..Launch::new(&parameter) };
+                // Every CTA writes the same.
+                // SAFETY: the entry's parameter is an address, here of all that it writes.
+                let _ = unsafe { stream.launch(&function, &launch) };
+            });
+        });
+        done.send(()).unwrap();
+    });
+    outcome.recv_timeout(Duration::from_secs(120)).expect("tasks that wait for each other");
+}
+
+#[test]
+fn pinned_memory_is_bounded_and_read_as_what_it_is() {
+    for driver in drivers() {
+        // The stub's memory has no such bounds.
+        let sizes = if driver.ordinal().is_none() { &[1 << 62, usize::MAX][..] } else { &[] };
+        for &bytes in sizes {
+            let error = Download::new(&driver, bytes).err().unwrap();
+            assert!(matches!(error, Error::Capacity { .. } | Error::Device { .. }), "{error}");
+        }
+        let mut download = Download::new(&driver, 12).unwrap();
+        assert!(matches!(download.wait::<u64>(), Err(Error::Argument { .. })));
+        assert_eq!(download.wait::<u32>().unwrap(), [0; 3]);
+    }
 }
 
 #[test]

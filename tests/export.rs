@@ -20,7 +20,6 @@ use ptxsim::{
 };
 use serde_json::{Value, json};
 use warploom::{
-    Error,
     driver::{Buffer, Driver, Policy, Simulator, Stream},
     kernels::{
         self, Dtype, FAMILIES, RmsNorm, RmsNormArgs, Rows, RowsMut,
@@ -161,6 +160,7 @@ fn what_is_refused_is_not_required() {
         ("heads", 8192.0),
         ("kv_heads", 0.0),
         ("kv_heads", 3.0),
+        ("table_rows", 0.0),
         ("max_keys", 0.0),
         ("max_keys", f64::from(1 << 30)),
         ("max_rows", 0.0),
@@ -568,6 +568,45 @@ fn an_earlier_export_is_replaced() {
     assert!(contents(folder) == first);
 }
 
+/// Another one that is under way, a manifest that names what no export has, and a link where files are written aside.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_but_an_export_is_written_over() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kernels");
+    kernels::export(&folder).unwrap();
+    let first = contents(&folder);
+    let writing = fs::File::open(&folder).unwrap();
+    writing.lock().unwrap();
+    let error = kernels::export(&folder).unwrap_err().to_string();
+    assert!(error.contains("another export is writing it"), "{error}");
+    drop(writing);
+    let elsewhere = parent.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("accept.ptx"), "mine").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, folder.join(".warploom-export")).unwrap();
+    kernels::export(&folder).unwrap();
+    assert!(contents(&folder) == first);
+    assert_eq!(fs::read(elsewhere.join("accept.ptx")).unwrap(), b"mine");
+    let path = folder.join("manifest.json");
+    let mut forged: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    forged["headers"].as_array_mut().unwrap().push("precious.txt".into());
+    fs::write(&path, forged.to_string()).unwrap();
+    fs::write(folder.join("precious.txt"), "mine").unwrap();
+    assert!(kernels::export(&folder).unwrap_err().to_string().contains("holds precious.txt"));
+    // Many at once: each succeeds or says why not, and what is left is whole.
+    fs::remove_file(folder.join("precious.txt")).unwrap();
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let exports: Vec<_> = (0..8).map(|_| scope.spawn(|| kernels::export(&folder).map(drop))).collect();
+        exports.into_iter().map(|export| export.join().unwrap()).collect()
+    });
+    assert!(outcomes.iter().any(Result::is_ok));
+    for error in outcomes.into_iter().filter_map(Result::err) {
+        assert!(error.to_string().contains("another export is writing it"), "{error}");
+    }
+    assert!(contents(&folder) == first);
+}
+
 #[test]
 fn other_files_are_left_alone() {
     let parent = tempfile::tempdir().unwrap();
@@ -605,15 +644,14 @@ fn other_files_are_left_alone() {
     refused(&file, &["file: is a file; name a new folder"]);
     refused(&file.join("below"), &["below: "]);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
-    // A folder in a file's place: there is no manifest then, and when it is gone, the next export goes on.
+    // A folder in a file's place.
     let taken = folder("taken");
     kernels::export(&taken).unwrap();
     fs::remove_file(taken.join("linear.ptx")).unwrap();
     fs::create_dir(taken.join("linear.ptx")).unwrap();
-    fs::write(taken.join("linear.ptx/mine"), "mine").unwrap();
-    let error = kernels::export(&taken).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("linear.ptx"), "{error}");
-    assert!(!taken.join("manifest.json").exists());
+    let error = kernels::export(&taken).unwrap_err().to_string();
+    assert!(error.contains("holds the folder linear.ptx, which is of no export"), "{error}");
+    assert!(taken.join("manifest.json").exists());
     fs::remove_dir_all(taken.join("linear.ptx")).unwrap();
     kernels::export(&taken).unwrap();
     assert!(

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -111,4 +113,39 @@ fn the_package_has_what_it_needs() {
     };
     let packed: u64 = files.iter().map(size).sum();
     assert!(packed < 10 << 20, "about {packed} bytes; a registry takes ten megabytes");
+}
+
+/// Files that the pages name by a link, from the page's own folder.
+#[test]
+fn links_lead_to_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ptxsim/README.md"]
+        .map(|page| root.join(page))
+        .into();
+    for folder in ["docs", "docs/guide", "ptxsim/conformance", "integrations/candle", "fuzz"] {
+        let files = fs::read_dir(root.join(folder)).into_iter().flatten().flatten().map(|file| file.path());
+        pages.extend(files.filter(|path| path.extension().is_some_and(|ending| ending == "md")));
+    }
+    let mut links = 0;
+    for page in pages {
+        let Ok(text) = fs::read_to_string(&page) else { continue };
+        let targets =
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets
+            .filter(|target| !target.contains(':') && !target.contains(' ') && !target.starts_with('#'))
+        {
+            let file = target.split('#').next().unwrap();
+            // Links to items are rustdoc's to check.
+            if !file.contains(['.', '/']) {
+                continue;
+            }
+            assert!(
+                page.with_file_name(file).exists(),
+                "{} links to {target}, which is not there",
+                page.display()
+            );
+            links += 1;
+        }
+    }
+    assert!(links > 10, "{links}");
 }

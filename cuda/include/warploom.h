@@ -32,6 +32,9 @@
  *
  * A stream may be in capture (cuStreamBeginCapture) while launches, wl_copy and wl_fill are called; wl_upload, wl_download
  * and wl_stream_synchronize are refused then. Load kernels and allocate before.
+ *
+ * A calling thread needs 64 KiB of stack. Where the host itself has no memory left, the process ends. A process that was
+ * forked off may use the simulator, if no call was running when it was; CUDA lets it use no GPU that its parent has opened.
  */
 #ifndef WARPLOOM_H
 #define WARPLOOM_H
@@ -99,7 +102,7 @@ int32_t wl_free(const WlDevice* device, uint64_t address);
 
 int32_t wl_stream_create(const WlDevice* device, WlStream** stream);
 /* A CUstream (cudaStream_t) of the caller's, in the device's primary context; null is the default stream. It stays the
- * caller's, and is there as long as what is made of it. The simulator has none. */
+ * caller's, and is there as long as what is made of it. The simulator has none, and answers WL_ERROR_DEVICE. */
 int32_t wl_stream_of_cuda(const WlDevice* device, void* cuda_stream, WlStream** stream);
 /* 1: kernels on the stream may begin while those before them end (programmatic dependent launch, sm_90 and up); 0, as at
  * first: they may not. They wait before they touch anything but the weights of wl_linear: a kernel that writes such weights
@@ -121,7 +124,8 @@ int32_t wl_fill(const WlStream* stream, WlView to, uint8_t byte);
 /* ---- rows: dtype is WL_BF16 or WL_F16 unless a comment says more */
 
 /* y = w * round(h / sqrt(mean(h^2) + eps)), with h = x or the new residual round(x + residual), rounded to dtype. In place:
- * new_residual may be residual or x, and y may be x or residual, with equal strides; a y of e4m3 overlaps none of them. */
+ * new_residual may be residual or x, and y may be x or residual, with equal strides, but not both the same; a y of e4m3
+ * overlaps none of them. */
 typedef struct WlRmsNormArgs {
     uint32_t version;
     uint32_t dtype;        /* of all but y; with a y of the same type also WL_F32 */

@@ -189,9 +189,10 @@ impl Gpu {
 
     /// CTAs of this size that it holds at once, as far as threads and shared memory go.
     pub fn resident(&self, threads: u32, shared_bytes: u64) -> u64 {
-        let by_threads = self.threads_per_sm / threads.next_multiple_of(32).max(32);
+        let by_threads =
+            self.threads_per_sm / threads.max(1).checked_next_multiple_of(32).unwrap_or(u32::MAX);
         // Each CTA takes a kilobyte beside its own.
-        let by_shared = self.shared_bytes_per_sm / (shared_bytes + 1024);
+        let by_shared = self.shared_bytes_per_sm / shared_bytes.saturating_add(1024);
         let per_sm = u64::from(by_threads.min(self.ctas_per_sm)).min(by_shared).max(1);
         per_sm * u64::from(self.sm_count)
     }

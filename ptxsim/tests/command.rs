@@ -590,6 +590,12 @@ fn buffers_lie_in_structures() {
     assert_eq!(file[file.len() - 4..], [4, 3, 2, 1]);
     let text = folder.good(&address("check", "struct:u32:7,8@buf:u32:1"));
     assert!(text.starts_with("no findings"), "{text}");
+    let text = folder.good(&address("check", "struct:u32:7,8@buf:u32:2"));
+    assert!(
+        text.contains(
+            "note: parameter 0's buffer at byte 8 ends with bytes that nobody wrote, from byte 4 on"
+        )
+    );
     // A buffer that is too short, and a structure that is too long.
     let output = folder.run(&address("check", "struct:u32:7,buf:u16:1"));
     assert_eq!(output.status.code(), Some(1));

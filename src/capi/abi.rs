@@ -76,7 +76,8 @@ const _: () = {
     ["Offset of field: WlMatrix::stride"][::std::mem::offset_of!(WlMatrix, stride) - 16usize];
 };
 /** y = w * round(h / sqrt(mean(h^2) + eps)), with h = x or the new residual round(x + residual), rounded to dtype. In place:
-new_residual may be residual or x, and y may be x or residual, with equal strides; a y of e4m3 overlaps none of them.*/
+new_residual may be residual or x, and y may be x or residual, with equal strides, but not both the same; a y of e4m3
+overlaps none of them.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct WlRmsNormArgs {

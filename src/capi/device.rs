@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     abi::{WlProperties, WlView},
-    status::{Failure, Outcome, given, place, status, versioned},
+    status::{Failure, Outcome, aligned, given, place, status, versioned},
 };
 use crate::{
     driver::{self, Buffer, Driver, Stream, View, ViewMut},
@@ -177,9 +177,7 @@ pub unsafe extern "C" fn wl_device_close(device: *mut WlDevice) -> i32 {
 /// # Safety
 /// Made by `Box::into_raw` and not closed, or null.
 unsafe fn close<T>(pointer: *mut T, what: &'static str) -> Outcome {
-    if pointer.is_null() {
-        return Err(Failure::Null(what));
-    }
+    aligned(pointer, what)?;
     // SAFETY: the caller's promise.
     drop(unsafe { Box::from_raw(pointer) });
     Ok(())

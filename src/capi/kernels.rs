@@ -1,5 +1,7 @@
 //! A function for each kernel.
 
+use std::fmt::Display;
+
 use super::{
     abi::{
         WlAcceptArgs, WlAdamwArgs, WlAttentionDecodeArgs, WlAttentionPrefillArgs, WlEmbedArgs, WlGemmArgs,
@@ -42,9 +44,12 @@ fn dtype(argument: &'static str, code: u32) -> Result<Dtype> {
         WL_F16 => Ok(Dtype::F16),
         WL_F32 => Ok(Dtype::F32),
         WL_E4M3 => Ok(Dtype::E4m3),
-        other => {
-            refuse(argument, format!("{other}; the types are WL_BF16 to WL_E4M3, {WL_BF16} to {WL_E4M3}"))
-        }
+        other => refuse(
+            argument,
+            format!(
+                "{other}; types are WL_BF16, WL_F16, WL_F32 and WL_E4M3, {WL_BF16} to {WL_E4M3}, of which each function takes some"
+            ),
+        ),
     }
 }
 
@@ -86,6 +91,20 @@ fn none(argument: &'static str, of: WlView, without: &str) -> Result<()> {
     match is_empty(of) {
         true => Ok(()),
         false => refuse(argument, format!("given without {without}")),
+    }
+}
+
+/// The same of rows.
+fn no_rows(argument: &'static str, of: WlMatrix, without: &str) -> Result<()> {
+    none(argument, of.view, without)?;
+    zero(argument, of.stride, without)
+}
+
+/// The same of a number.
+fn zero<N: Copy + Default + PartialEq + Display>(argument: &'static str, of: N, without: &str) -> Result<()> {
+    match of == N::default() {
+        true => Ok(()),
+        false => refuse(argument, format!("{of}; supported is 0 without {without}")),
     }
 }
 
@@ -145,10 +164,7 @@ fn e4m3(names: [&'static str; 2], q: WlMatrix, scales: WlView, of: f32) -> Resul
 /// What belongs to e4m3 is none without it.
 fn not_e4m3(names: [&'static str; 2], scales: WlView, bound: f32) -> Result<()> {
     none(names[0], scales, "a result of e4m3")?;
-    match bound == 0.0 {
-        true => Ok(()),
-        false => refuse(names[1], format!("{bound}; supported is 0 without a result of e4m3")),
-    }
+    zero(names[1], bound, "a result of e4m3")
 }
 
 fn layout(of: &WlPageLayout) -> Result<PageLayout> {
@@ -173,7 +189,9 @@ fn mask(of: &WlMask) -> Result<Mask> {
         Ok(count) => Ok(count),
         Err(_) => refuse(argument, format!("{value}; supported are numbers from 0")),
     };
-    reserved(of.reserved as u32)?;
+    if of.reserved != 0 {
+        return refuse("mask.reserved", format!("{}; set what is not used to 0", of.reserved));
+    }
     let (keys, prefix) = (count("mask.keys", of.keys)?, count("mask.prefix", of.prefix)?);
     if keys > 0 && [WL_CAUSAL, WL_FULL].contains(&of.pattern) {
         return refuse("mask.keys", format!("{keys}; supported is 0 with WL_CAUSAL and WL_FULL"));
@@ -252,10 +270,10 @@ fn row_table(names: [&'static str; 3], of: &WlRowTable, rows: u64) -> Result<Row
 
 fn round_rows(of: &WlRoundRows) -> Result<RoundRows<'static>> {
     Ok(RoundRows {
-        steps: size("steps", of.steps)?,
-        draft_rows: size("draft_rows", of.draft_rows)?,
+        steps: size("round.steps", of.steps)?,
+        draft_rows: size("round.draft_rows", of.draft_rows)?,
         draft: row_table(DRAFT, &of.draft, of.draft_rows)?,
-        verify_rows: size("verify_rows", of.verify_rows)?,
+        verify_rows: size("round.verify_rows", of.verify_rows)?,
         verify: row_table(VERIFY, &of.verify, of.verify_rows)?,
     })
 }
@@ -301,7 +319,8 @@ functions! {
         let residual = match optional_rows("residual", a.residual)? {
             Some(residual) => Some((residual, rows_mut("new_residual", a.new_residual)?)),
             None => {
-                none("new_residual", a.new_residual.view, "residual")?;
+                zero("residual", a.residual.stride, "its view")?;
+                no_rows("new_residual", a.new_residual, "residual")?;
                 None
             }
         };
@@ -529,7 +548,11 @@ functions! {
                 verify: rows("verify_logits", a.verify_logits)?,
             }),
             None => {
-                none("verify_logits", a.verify_logits.view, "draft_logits")?;
+                zero("draft_logits", a.draft_logits.stride, "its view")?;
+                no_rows("verify_logits", a.verify_logits, "draft_logits")?;
+                zero("draft_steps", a.draft_steps, "draft_logits")?;
+                zero("draft_rows", a.draft_rows, "draft_logits")?;
+                zero("draft_step_stride", a.draft_step_stride, "draft_logits")?;
                 None
             }
         };
@@ -612,6 +635,7 @@ fn linear(a: &WlLinearArgs) -> Result<LinearArgs<'static>> {
         }
         None => {
             none("norm_stats", a.norm_stats, "norm_weight")?;
+            zero("norm_eps", a.norm_eps, "norm_weight")?;
             None
         }
     };
@@ -689,7 +713,7 @@ pub unsafe extern "C" fn wl_attention_decode_most_scratch(
             size("heads", heads)?,
             size("max_keys", max_keys)?,
         );
-        *bytes = kernel.most_scratch(sequences, max_rows, heads, &layout, max_keys) as u64;
+        *bytes = kernel.check_most_scratch(sequences, max_rows, heads, &layout, max_keys)? as u64;
         Ok(())
     })
 }

@@ -106,7 +106,8 @@ pub(super) unsafe fn place<'t, T>(pointer: *mut T, what: &'static str) -> Result
     Ok(unsafe { &mut *pointer })
 }
 
-fn aligned<T>(pointer: *const T, what: &'static str) -> Outcome {
+/// Neither null nor misaligned.
+pub(super) fn aligned<T>(pointer: *const T, what: &'static str) -> Outcome {
     if pointer.is_null() {
         return Err(Failure::Null(what));
     }

@@ -50,7 +50,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
         );
     }
     let (modules, headers) = (manifest.modules.len(), manifest.headers.len());
-    let _ =
-        writeln!(text, "{modules} modules, {headers} headers and manifest.json in {}", args.out.display());
+    let folder = warploom::error::printable(&args.out.to_string_lossy());
+    let _ = writeln!(text, "{modules} modules, {headers} headers and manifest.json in {folder}");
     output::write(&text).map(drop)
 }

@@ -202,7 +202,9 @@ pub trait Driver: Send + Sync {
     fn foreign_stream(&self, stream: u64) -> Result<Handle> {
         Err(Error::device(
             &self.properties().name,
-            format!("it has no stream {stream:#x}: its streams are its own"),
+            format!(
+                "it has no CUstreams, and so not {stream:#x}: make a stream of its own (Stream::new, wl_stream_create)"
+            ),
         ))
     }
     /// Gives a stream back.
@@ -609,8 +611,17 @@ impl Stream {
     /// # Errors
     /// What `work` returns, and [`Error::Device`] for what cannot be recorded, such as a download.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        /// Ends the capture where `work` panics.
+        struct Capturing<'s>(&'s Stream);
+        impl Drop for Capturing<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.end_capture();
+            }
+        }
         self.driver.begin_capture(self.handle)?;
+        let capturing = Capturing(self);
         let done = work();
+        std::mem::forget(capturing);
         let graph = self.end_capture();
         done.and(graph)
     }
@@ -767,13 +778,19 @@ impl Download {
     /// What was copied last, once it is there; zeros before the first copy.
     ///
     /// # Errors
-    /// [`Error::Device`], also for what went wrong in the stream before.
+    /// [`Error::Argument`] if so many bytes are no whole number of T, [`Error::Device`], also for what went wrong in the stream before.
     pub fn wait<T: bytemuck::AnyBitPattern>(&mut self) -> Result<&[T]> {
         self.wait_for_copy()?;
         // SAFETY: pinned in `new`, with so many bytes, which began as zeros; no copy is on its way, and none begins while the slice is
         // borrowed.
         let bytes = unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) };
-        Ok(bytemuck::cast_slice(bytes))
+        bytemuck::try_cast_slice(bytes).map_err(|e| {
+            let kind = std::any::type_name::<T>();
+            Error::argument(
+                "download",
+                format!("{} bytes as {kind}: {e}; ask for what was copied", self.bytes),
+            )
+        })
     }
 
     fn wait_for_copy(&mut self) -> Result<()> {

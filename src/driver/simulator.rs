@@ -2,16 +2,20 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    panic::resume_unwind,
     ptr::NonNull,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, AtomicU64, Ordering},
     },
+    thread,
     time::Instant,
 };
 
 use half::{bf16, f16};
 use ptxsim::{Argument, Counters, Delivery, Device, Finding, Gpu, Kind, Loaded, Module, Schedule};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{Driver, Family, Handle, Launch, ProductShape, Products, Properties, Recorded, Way};
 use crate::{
@@ -214,7 +218,7 @@ impl Simulator {
 
     fn execute(&self, state: &mut State, command: &Command) -> Result<()> {
         match command {
-            Command::Copy { bytes: 0, .. } => Ok(()),
+            Command::Copy { bytes: 0, .. } | Command::Fill { bytes: 0, .. } => Ok(()),
             Command::Copy { from, to, bytes } => {
                 let data = state.device.read(*from, *bytes).map_err(refused)?;
                 state.device.write(*to, &data).map_err(refused)
@@ -252,7 +256,7 @@ impl Simulator {
             let memory = state.device.save();
             for programmatic in [false, true, true] {
                 let rehearsal = ptxsim::Launch { programmatic, ..launch.clone() };
-                let report = state.device.launch(loaded, entry, &rehearsal).map_err(failed)?;
+                let report = crew(|| state.device.launch(loaded, entry, &rehearsal))?.map_err(failed)?;
                 if !report.findings.is_empty() {
                     return Err(Error::device(
                         "sim",
@@ -262,7 +266,7 @@ impl Simulator {
             }
             state.device.restore(memory);
         }
-        let report = state.device.launch(loaded, entry, launch).map_err(failed)?;
+        let report = crew(|| state.device.launch(loaded, entry, launch))?.map_err(failed)?;
         let counts = state.launched.entry((entry, launch.grid, launch.block)).or_default();
         counts.0 += 1;
         counts.1 += report.findings.len() as u64;
@@ -386,7 +390,8 @@ impl Driver for Simulator {
     }
 
     fn resident(&self, _function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
-        Ok(self.policy.gpu.resident(threads, u64::from(shared_bytes)) as u32 / self.policy.gpu.sm_count)
+        Ok(self.policy.gpu.resident(threads, u64::from(shared_bytes)) as u32
+            / self.policy.gpu.sm_count.max(1))
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -429,8 +434,17 @@ impl Driver for Simulator {
     }
 
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>> {
-        let memory = Box::leak(vec![0u64; bytes.div_ceil(8)].into_boxed_slice());
-        Ok(NonNull::from(memory).cast())
+        let words = bytes.div_ceil(8);
+        let mut memory = Vec::new();
+        if memory.try_reserve_exact(words).is_err() {
+            return Err(Error::Capacity {
+                what: "page-locked memory".into(),
+                needed: format!("{bytes} bytes"),
+                available: "the host has no room for them".into(),
+            });
+        }
+        memory.resize(words, 0u64);
+        Ok(NonNull::from(Box::leak(memory.into_boxed_slice())).cast())
     }
 
     unsafe fn unpin(&self, memory: NonNull<u8>, bytes: usize) {
@@ -604,10 +618,46 @@ fn describe(device: &Device, entry: &str, launch: &ptxsim::Launch, findings: &[F
     text
 }
 
+/// Runs a launch on threads that do nothing else. The device is locked meanwhile, and a thread of rayon's that waits for others takes
+/// up whatever its pool has to do, so perhaps a launch on the same device, which would wait for itself: this one only waits.
+fn crew<T: Send>(launch: impl FnOnce() -> T + Send) -> Result<T> {
+    // With the process that its threads are of: one that was forked off has none of them.
+    static CREW: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
+    let refused = |e: &dyn fmt::Display| {
+        Error::device(
+            "sim",
+            format!("it has no threads to run on: {e}; let the process have more (ulimit -u)"),
+        )
+    };
+    let (worker, process) = (rayon::current_thread_index().is_some(), std::process::id());
+    let mut kept = CREW.lock().unwrap_or_else(PoisonError::into_inner);
+    let pool = match &*kept {
+        Some((of, pool)) if *of == process => pool.clone(),
+        _ => {
+            // As many as the caller's own pool has; 0 stands for what rayon takes.
+            let threads = if worker { rayon::current_num_threads() } else { 0 };
+            let pool =
+                Arc::new(ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| refused(&e))?);
+            // A pool of another process cannot be ended.
+            std::mem::forget(kept.replace((process, pool.clone())));
+            pool
+        }
+    };
+    drop(kept);
+    if !worker {
+        return Ok(pool.install(launch));
+    }
+    thread::scope(|scope| {
+        let waiting =
+            thread::Builder::new().spawn_scoped(scope, || pool.install(launch)).map_err(|e| refused(&e))?;
+        waiting.join().map_err(|panic| resume_unwind(panic))
+    })
+}
+
 fn refused(e: ptxsim::Error) -> Error {
     Error::device("sim", e.to_string())
 }
 
 fn unknown(what: &str) -> Error {
-    Error::device("sim", format!("a {what} that is not this device's"))
+    Error::device("sim", format!("there is no such {what} on this device"))
 }

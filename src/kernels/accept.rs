@@ -202,11 +202,11 @@ impl Accept {
             (p.seen, p.seen_stride) = Check::of("seen").rows_mut(seen, slots, vocab.div_ceil(32), 4)?;
         }
         if let Some(logits) = &args.logits {
-            p.steps = Check::of("steps").count(logits.steps, 0..=MAX_DRAFT)?;
+            p.steps = Check::of("draft_steps").count(logits.steps, 0..=MAX_DRAFT)?;
             p.draft_rows = Check::of("draft_rows").count(logits.draft_rows, 0..=MAX_ROWS)?;
             let check = Check::of("draft_logits");
             let step = check.matrix(logits.draft.stride, logits.draft_rows, vocab)?;
-            let all = check.matrix(logits.draft_step_stride, logits.steps, step)?;
+            let all = Check::of("draft_step_stride").matrix(logits.draft_step_stride, logits.steps, step)?;
             p.draft_logits = check.view(logits.draft.view, all, 4)?;
             p.draft_stride = logits.draft.stride as i64;
             p.draft_step_stride = logits.draft_step_stride as i64;

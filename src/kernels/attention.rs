@@ -88,6 +88,7 @@ pub(super) fn requires(entry: &str) -> Vec<String> {
         "tokens <= 268435456",
         "1 <= sequences",
         "sequences <= 65535",
+        "1 <= table_rows",
         "1 <= max_rows",
         "1 <= max_keys",
         "max_keys <= WL_ATTENTION_MAX_KEYS",

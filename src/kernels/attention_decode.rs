@@ -16,7 +16,7 @@ use super::{
 use crate::{
     driver::{Driver, Function, Launch, Stream, View, ViewMut},
     error::Result,
-    mask::Mask,
+    mask::{Mask, Pattern},
 };
 
 const SPLIT: usize = WL_ATTENTION_SPLIT_KEYS as usize;
@@ -291,8 +291,12 @@ fn check(args: &AttentionDecodeArgs) -> Result<()> {
         softcap: args.softcap,
     };
     shape.check()?;
-    Check::of("max_rows").count(args.max_rows, 1..=WL_ATTENTION_DECODE_MAX_ROWS as usize)?;
-    Check::of("max_keys").count(args.max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
+    check_most(args.max_rows, args.max_keys)
+}
+
+fn check_most(max_rows: usize, max_keys: usize) -> Result<()> {
+    Check::of("max_rows").count(max_rows, 1..=WL_ATTENTION_DECODE_MAX_ROWS as usize)?;
+    Check::of("max_keys").count(max_keys, 1..=WL_ATTENTION_MAX_KEYS as usize)?;
     Ok(())
 }
 
@@ -362,6 +366,29 @@ impl AttentionDecode {
         max_keys: usize,
     ) -> usize {
         most_scratch(self.parts, self.multiprocessors, sequences, max_rows, heads, layout, max_keys)
+    }
+
+    /// [`AttentionDecode::most_scratch`], of sizes that a launch can have.
+    #[cfg(feature = "capi")]
+    pub(crate) fn check_most_scratch(
+        &self,
+        sequences: usize,
+        max_rows: usize,
+        heads: usize,
+        layout: &PageLayout,
+        max_keys: usize,
+    ) -> Result<usize> {
+        let mask = Mask { pattern: Pattern::Causal, prefix: 0 };
+        let (tokens, q_stride, out_stride, scale, softcap) = (0, 0, 0, 1.0, 0.0);
+        let mask = &mask;
+        Shape { tokens, sequences, heads, q_stride, out_stride, layout, mask, scale, softcap }.check()?;
+        check_most(max_rows, max_keys)?;
+        match self.most_scratch(sequences, max_rows, heads, layout, max_keys) {
+            bytes if bytes > isize::MAX as usize => {
+                Check::of("max_keys").refuse(format!("{max_keys}; their parts exceed the address space"))
+            }
+            bytes => Ok(bytes),
+        }
     }
 
     /// Bytes of scratch of a launch that nothing else would be refused of.

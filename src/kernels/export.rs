@@ -48,8 +48,8 @@ pub(super) const HEADERS: &[(&str, &str)] = headers![
 /// and the manifest comes last: as long as there is none, the folder is no export.
 ///
 /// # Errors
-/// [`Error::File`] for a folder that holds anything else, [`Error::Io`] if it cannot be written, and those of
-/// [`manifest()`].
+/// [`Error::File`] for a folder that holds anything else or that another export is writing, [`Error::Io`] if it cannot be written,
+/// and those of [`manifest()`].
 pub fn export(folder: &Path) -> Result<Manifest> {
     let manifest = manifest()?;
     let mut text = serde_json::to_string_pretty(&manifest)
@@ -64,14 +64,19 @@ pub fn export(folder: &Path) -> Result<Manifest> {
     files.push((MANIFEST.into(), text.as_bytes()));
 
     let names: BTreeSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    if folder.is_file() {
+        return Err(Error::file(folder, "is a file; name a new folder"));
+    }
+    let is_new = !folder.exists();
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let _alone = alone(folder)?;
     let old = earlier(folder, &names)?;
-    let is_new = old.is_none();
     // What this version has no more.
-    let mut old: Vec<String> = old.into_iter().flatten().collect();
+    let mut old: Vec<String> = old.into_iter().collect();
     old.retain(|name| !names.contains(name.as_str()) && name != ASIDE);
     let old: Vec<PathBuf> = old.iter().map(|name| folder.join(name)).collect();
     let aside = folder.join(ASIDE);
-    if let Err(error) = write(folder, &aside, &files) {
+    if let Err(error) = write(&aside, &files) {
         // The error at hand matters more than one of the clean-up.
         let _ = fs::remove_dir_all(&aside);
         if is_new {
@@ -83,25 +88,40 @@ pub fn export(folder: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// The files of the export that a folder holds, none of an empty one; None where there is no folder.
-fn earlier(folder: &Path, ours: &BTreeSet<&str>) -> Result<Option<BTreeSet<String>>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(_) if folder.is_file() => return Err(Error::file(folder, "is a file; name a new folder")),
-        entries => entries.map_err(|error| Error::io(folder, error))?,
-    };
+/// Keeps other exports out of a folder for as long as what it returns is there. Folders cannot be locked everywhere; where they cannot,
+/// it keeps out none.
+fn alone(folder: &Path) -> Result<Option<fs::File>> {
+    let Ok(file) = fs::File::open(folder) else { return Ok(None) };
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::file(folder, "another export is writing it; wait for that, or name another folder"))
+        }
+        _ => Ok(Some(file)),
+    }
+}
+
+/// The files of the export that a folder holds, none of an empty one.
+fn earlier(folder: &Path, ours: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
     let name = |entry: std::io::Result<fs::DirEntry>| {
-        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        let entry = entry?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), entry.file_type()?.is_dir()))
     };
-    let found: BTreeSet<String> =
+    let entries = fs::read_dir(folder).map_err(|error| Error::io(folder, error))?;
+    let entries: Vec<(String, bool)> =
         entries.map(name).collect::<std::io::Result<_>>().map_err(|error| Error::io(folder, error))?;
+    if let Some((name, _)) = entries.iter().find(|(name, is_folder)| *is_folder && name != ASIDE) {
+        let reason =
+            format!("holds the folder {}, which is of no export; name a new folder", printable(name));
+        return Err(Error::file(folder, reason));
+    }
+    let found: BTreeSet<String> = entries.into_iter().map(|(name, _)| name).collect();
     let mut known = listed(&folder.join(MANIFEST));
     // Where one was broken off, it had come to the files that are to be written now.
     if found.contains(ASIDE) {
         known.extend(ours.iter().map(|name| name.to_string()));
     }
     match found.iter().find(|name| !known.contains(*name) && *name != ASIDE) {
-        None => Ok(Some(found)),
+        None => Ok(found),
         Some(other) => {
             let reason =
                 format!("holds {}, which is of no earlier export; name a new folder", printable(other));
@@ -119,13 +139,19 @@ fn listed(path: &Path) -> BTreeSet<String> {
     let of_modules = array(&parsed["modules"])
         .into_iter()
         .flat_map(|module| [module["fatbin"].clone(), module["ptx"].clone()]);
-    let names = of_modules.chain(array(&parsed["headers"])).chain([MANIFEST.into()]);
-    names.filter_map(|name| name.as_str().map(String::from)).collect()
+    let names = of_modules.chain(array(&parsed["headers"]));
+    // An export has no other files, whatever its manifest says.
+    let ours = |name: &String| [".fatbin", ".ptx", ".h"].iter().any(|ending| name.ends_with(ending));
+    names.filter_map(|name| name.as_str().map(String::from)).filter(ours).chain([MANIFEST.into()]).collect()
 }
 
 /// Writes all files aside.
-fn write(folder: &Path, aside: &Path, files: &[(String, &[u8])]) -> Result<()> {
-    fs::create_dir_all(aside).map_err(|error| Error::io(folder, error))?;
+fn write(aside: &Path, files: &[(String, &[u8])]) -> Result<()> {
+    // Of an export that was broken off, or a link to somewhere else.
+    match fs::remove_dir_all(aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(aside, error)),
+        _ => fs::create_dir(aside).map_err(|error| Error::io(aside, error))?,
+    }
     for (name, bytes) in files {
         let path = aside.join(name);
         fs::write(&path, bytes).map_err(|error| Error::io(&path, error))?;

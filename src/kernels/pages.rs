@@ -136,7 +136,7 @@ pub(super) fn check(
 pub(super) fn requires() -> Vec<String> {
     let mut requires = texts(&[
         "pages.type == type",
-        "0 <= pages.pages",
+        "1 <= pages.pages",
         "0 <= pages.table_stride",
         "8 <= pages.page_size",
         "pages.page_size <= 1073741824",

@@ -1073,7 +1073,8 @@ const _: () = {
 };
 /** Any row may begin anywhere; rows of a multiple of 8 elements that all begin at multiples of 16 bytes are the fast
 ones (of e4m3, 8 bytes). `new_residual` may be `residual` or `x`, and `y` may be `x` or `residual`, with equal
-strides; a y of e4m3 overlaps none of them. It and its scales are what quantize_fp8_rows makes of y in T.*/
+strides, but not both the same; a y of e4m3 overlaps none of them. It and its scales are what quantize_fp8_rows makes of
+y in T.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct WlRmsNorm {

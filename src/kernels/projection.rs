@@ -97,7 +97,18 @@ impl Product<'_, '_> {
             LinearEpilogue::Add => 1..=1,
             LinearEpilogue::SwiGlu => 2..=2,
         };
-        let number = check.count(given().count(), wanted)?;
+        let number = match given().count() {
+            number if wanted.contains(&number) => number as i32,
+            number => {
+                let supported = match (*wanted.start(), *wanted.end()) {
+                    (1, 3) => "1 to 3",
+                    (1, _) => "1",
+                    _ => "2, gate and up",
+                };
+                return check
+                    .refuse(format!("{number} with the epilogue {epilogue:?}; supported is {supported}"));
+            }
+        };
         for (i, projection) in given().enumerate() {
             let LinearProjection { features, column, .. } = *projection;
             let (weight, stride) =

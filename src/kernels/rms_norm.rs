@@ -113,6 +113,9 @@ impl RmsNorm {
         let mut p = args.params()?;
         p.y_type = dtype.code();
         (p.y, p.y_stride) = Check::of("y").rows_mut(&args.y, rows, width, dtype.size())?;
+        if p.residual != 0 && p.y == p.new_residual {
+            return Check::of("y").refuse("it is new_residual, which would be lost; write them apart".into());
+        }
         // SAFETY: the sizes that were checked cover all that the kernel touches of `rows` rows.
         unsafe { enqueue(stream, functions, &p) }
     }

@@ -75,9 +75,9 @@ pub struct RoundRows<'b> {
 impl RoundRows<'_> {
     /// Steps, rows of a step, rows of the verification, and the tables of both.
     pub(super) fn check(&self) -> Result<(i32, i32, i32, WlRows, WlRows)> {
-        let steps = Check::of("steps").count(self.steps, 1..=MAX_DRAFT + 1)?;
-        let draft_rows = Check::of("draft_rows").count(self.draft_rows, 0..=MAX_ROWS)?;
-        let verify_rows = Check::of("verify_rows").count(self.verify_rows, 0..=MAX_ROWS)?;
+        let steps = Check::of("round.steps").count(self.steps, 1..=MAX_DRAFT + 1)?;
+        let draft_rows = Check::of("round.draft_rows").count(self.draft_rows, 0..=MAX_ROWS)?;
+        let verify_rows = Check::of("round.verify_rows").count(self.verify_rows, 0..=MAX_ROWS)?;
         let draft = self.draft.check(DRAFT, self.steps * self.draft_rows)?;
         Ok((steps, draft_rows, verify_rows, draft, self.verify.check(VERIFY, self.verify_rows)?))
     }
@@ -218,7 +218,8 @@ impl Sample {
             }
         };
         if args.rows.start > args.rows.end || args.rows.end > most {
-            return Check::of("rows").refuse(format!("{:?}; supported are ranges in 0..{most}", args.rows));
+            let std::ops::Range { start, end } = args.rows;
+            return Check::of("rows").refuse(format!("from {start} to before {end}; there are {most}"));
         }
         let rows = args.rows.len();
         Check::of("rows").count(rows, 0..=WL_SAMPLE_ROWS as usize)?;

@@ -150,6 +150,14 @@ fn what_is_wrong_with_rows_is_refused() {
         assert!(words().starts_with(what), "{}", words());
     };
     refused(WlRmsNormArgs { residual: WlMatrix::default(), ..norm }, "new_residual: given without");
+    let without = WlRmsNormArgs { residual: WlMatrix::default(), new_residual: WlMatrix::default(), ..norm };
+    let stride = WlMatrix { stride: 128, ..Default::default() };
+    refused(WlRmsNormArgs { residual: stride, ..without }, "residual: 128; supported is 0 without its view");
+    refused(
+        WlRmsNormArgs { new_residual: stride, ..without },
+        "new_residual: 128; supported is 0 without residual",
+    );
+    refused(WlRmsNormArgs { y: norm.new_residual, ..norm }, "y: it is new_residual");
     refused(WlRmsNormArgs { y_scales: quantised.y_scales, ..norm }, "y_scales: given without");
     refused(WlRmsNormArgs { y_bound: 3.0, ..norm }, "y_bound: 3");
     refused(WlRmsNormArgs { reserved: 1, ..norm }, "reserved: 1");
@@ -270,6 +278,23 @@ fn what_is_wrong_with_attention_is_refused() {
         assert!(most >= bytes && bytes > 0, "{most} of {bytes}");
         assert_eq!(most_of(ptr::null(), 2, 1, 4, 64, 2, 200, &mut most), null);
         assert_eq!(most_of(rig.stream, 2, 1, 4, 64, 2, 200, ptr::null_mut()), null);
+        let kept = most;
+        for (what, [sequences, rows, heads, head_dim, kv_heads, keys]) in [
+            ("sequences", [65536, 1, 4, 64, 2, 200]),
+            ("max_rows", [2, 65, 4, 64, 2, 200]),
+            ("max_rows", [2, 0, 4, 64, 2, 200]),
+            ("heads", [2, 1, 5, 64, 2, 200]),
+            ("head_dim", [2, 1, 4, 7, 2, 200]),
+            ("head_dim", [2, 1, 4, 512, 2, 200]),
+            ("kv_heads", [2, 1, 4, 64, 0, 200]),
+            ("max_keys", [2, 1, 4, 64, 2, 0]),
+            ("max_keys", [2, 1, 4, 64, 2, (1 << 28) + 1]),
+            ("sequences", [u64::MAX; 6]),
+        ] {
+            let done = most_of(rig.stream, sequences, rows, heads, head_dim, kv_heads, keys, &mut most);
+            assert_eq!(done, WL_ERROR_ARGUMENT as i32, "{what}");
+            assert!(words().starts_with(what) && most == kept, "{}", words());
+        }
         let mut again = 0;
         let nothing = WlAttentionDecodeArgs {
             q: WlMatrix { stride: decode.q.stride, ..Default::default() },
@@ -404,6 +429,7 @@ fn what_is_wrong_with_products_is_refused() {
         x: e4m3(rows),
         x_scales: rig.zeros(4 * rows),
         norm_weight: WlView::default(),
+        norm_eps: 0.0,
         norm_stats: WlView::default(),
         projections: [scaled, Default::default(), Default::default()],
         ..linear
@@ -523,6 +549,28 @@ fn what_is_wrong_with_rounds_and_training_is_refused() {
         ..Default::default()
     };
     attack(rig, "accept", wl_accept, accept);
+    let none = WlMatrix::default();
+    let plain = WlAcceptArgs {
+        draft_logits: none,
+        verify_logits: none,
+        draft_steps: 0,
+        draft_rows: 0,
+        draft_step_stride: 0,
+        ..accept
+    };
+    for (wrong, what) in [
+        (WlAcceptArgs { draft_steps: 1, ..plain }, "draft_steps: 1; supported is 0 without draft_logits"),
+        (WlAcceptArgs { draft_rows: 1, ..plain }, "draft_rows: 1"),
+        (WlAcceptArgs { draft_step_stride: 1, ..plain }, "draft_step_stride: 1"),
+        (WlAcceptArgs { draft_steps: 99, ..accept }, "draft_steps: 99"),
+        (WlAcceptArgs { draft_step_stride: 1, ..accept }, "draft_step_stride: "),
+    ] {
+        // SAFETY: nothing is launched.
+        assert_eq!(unsafe { wl_accept(rig.stream, &wrong) }, WL_ERROR_ARGUMENT as i32, "{what}");
+        assert!(words().starts_with(what), "{}", words());
+    }
+    // SAFETY: the memory is there.
+    unsafe { ok(wl_accept(rig.stream, &plain)) };
     let count = 100_usize;
     // SAFETY: a place for a number.
     unsafe {
@@ -573,6 +621,9 @@ fn devices_streams_and_memory() {
         assert_eq!(wl_device_open(c"cuda:4000".as_ptr(), &mut device), WL_ERROR_DEVICE as i32);
         assert!(device.is_null());
         assert_eq!(wl_device_close(ptr::null_mut()), null);
+        let argument = WL_ERROR_ARGUMENT as i32;
+        assert_eq!(wl_device_close(rig.device.cast::<u8>().wrapping_add(1).cast()), argument);
+        assert_eq!(wl_stream_destroy(rig.stream.cast::<u8>().wrapping_add(1).cast()), argument);
         assert_eq!(wl_device_load(ptr::null()), null);
         ok(wl_device_load(rig.device));
         assert_eq!(wl_device_properties(rig.device, ptr::null_mut()), null);
@@ -630,6 +681,12 @@ fn devices_streams_and_memory() {
         assert_eq!(wl_copy(rig.stream, view, WlView { bytes: 8, ..other }), WL_ERROR_ARGUMENT as i32);
         ok(wl_copy(rig.stream, view, other));
         assert_eq!(rig.read::<u32>(other), [1, 2, 3, 4]);
+        ok(wl_fill(rig.stream, WlView { bytes: 0, ..view }, 1));
+        // Of another device.
+        let mut elsewhere = ptr::null_mut();
+        ok(wl_device_open(c"sim".as_ptr(), &mut elsewhere));
+        assert_eq!(wl_free(elsewhere, view.address), WL_ERROR_ARGUMENT as i32);
+        ok(wl_device_close(elsewhere));
         let beyond = WlView { bytes: 3 << 20, ..view };
         assert_eq!(wl_fill(rig.stream, beyond, 1), WL_ERROR_DEVICE as i32);
         assert_eq!(rig.read::<u32>(view), [1, 2, 3, 4], "nothing was written");

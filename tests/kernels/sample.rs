@@ -364,8 +364,11 @@ impl Case {
         // The kernels' weights end at e^-87, 1e-38.
         let odd: Vec<_> = (0..got.len()).filter(|id| (got[*id] > 1e-37) != (want[*id] > 1e-37)).collect();
         if !odd.is_empty() {
-            assert!(state.top_p < 1.0 && odd.len() <= 2, "{what}: support differs at {odd:?}");
             let kept: f64 = want.iter().map(|p| f64::from(*p)).filter(|p| *p > 0.0).sum();
+            // Of a top-p next to 1 they may be many, each less than that bit.
+            let moved: f64 = odd.iter().map(|id| f64::from(want[*id].max(got[*id]))).sum();
+            let is_small = odd.len() <= 2 || moved <= 1e-6 * kept;
+            assert!(state.top_p < 1.0 && is_small, "{what}: support differs at {odd:?}");
             assert!(lost <= 4.0 * f64::from(want[odd[0]].max(got[odd[0]])) + 1e-6 * kept, "{what}: {lost}");
             return;
         }

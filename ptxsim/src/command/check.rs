@@ -6,7 +6,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use ptxsim::{Counters, Delivery, Finding, Kind, Launch, LineProfile, Schedule};
+use ptxsim::{Counters, Delivery, Finding, Kind, Launch, LineProfile, Schedule, param::PlacedBuffer};
 use serde_json::json;
 
 use super::{
@@ -22,7 +22,8 @@ use super::{
     long_about = "Launch a kernel under three deliveries of asynchronous copies and three orders of its warps, each \
         time on fresh memory; print what is wrong with it, and fail if anything is.\n\n--delivery and --schedule, which may \
         be repeated, choose others. Buffers are saved from the first launch. A buffer or counter that differs between \
-        the launches is told, but is no fault by itself: floating-point atomics and polling may do that.\n\nThe exit code is \
+        the launches is told, but is no fault by itself: floating-point atomics and polling may do that. So is a \
+        buffer with bytes that nobody wrote, which a grid that is too small leaves, and so may scratch.\n\nThe exit code is \
         1 for findings and errors, 2 for arguments that cannot be read.",
     after_help = "Examples:
   ptxsim check fixed.ptx --block 128 --param buf:f32:128=random:1 --param buf:f32:1
@@ -69,13 +70,17 @@ pub fn run(args: CheckArgs) -> Result<bool, String> {
         }
     }
     let differences = differences(&traces);
+    // What every launch leaves, since orders change nothing in a kernel that is right.
+    let unwritten = first.as_ref().map(unwritten).transpose()?.unwrap_or_default();
     let text = if args.launch.json {
         let findings: Vec<&Finding> = found.findings.iter().map(|(finding, _)| finding).collect();
-        let object = json!({ "findings": findings, "differences": differences, "launches": traces.len() });
+        let object = json!({
+            "findings": findings, "differences": differences, "unwritten": unwritten, "launches": traces.len(),
+        });
         format!("{object:#}\n")
     } else {
         let mut sources = Sources::new(&job.module, &job.text, &job.path, &args.launch.source);
-        found.text(&traces, &differences, &mut sources)
+        found.text(&traces, &[differences, unwritten].concat(), &mut sources)
     };
     output::write(&text)?;
     if let Some(ended) = &mut first {
@@ -116,7 +121,7 @@ impl Found {
         self.profile.dedup_by_key(|line| line.source);
     }
 
-    fn text(&self, traces: &[Trace], differences: &[String], sources: &mut Sources) -> String {
+    fn text(&self, traces: &[Trace], notes: &[String], sources: &mut Sources) -> String {
         let findings: Vec<Finding> = self.findings.iter().map(|(finding, _)| finding.clone()).collect();
         let launches: Vec<String> = self
             .findings
@@ -127,12 +132,37 @@ impl Found {
             })
             .collect();
         let mut text = report::findings(&findings, &launches, &self.profile, sources);
-        for difference in differences {
-            let _ = writeln!(text, "note: {difference}");
+        for note in notes {
+            let _ = writeln!(text, "note: {note}");
         }
         let _ = writeln!(text, "{} launches: deliveries of copies × orders of warps", traces.len());
         text
     }
+}
+
+/// A buffer as the notes call it.
+fn name_of(buffer: &PlacedBuffer) -> String {
+    match buffer.offset {
+        0 => format!("parameter {}", buffer.parameter),
+        offset => format!("parameter {}'s buffer at byte {offset}", buffer.parameter),
+    }
+}
+
+/// Which buffers hold bytes that nobody wrote: a grid may have been too small for them.
+fn unwritten(ended: &Ended) -> Result<Vec<String>, String> {
+    let mut out = vec![];
+    for buffer in &ended.placed.buffers {
+        let first =
+            ended.device.unwritten(buffer.address, buffer.bytes as usize).map_err(|e| e.to_string())?;
+        if let Some(first) = first {
+            out.push(format!(
+                "{} ends with bytes that nobody wrote, from byte {} on",
+                name_of(buffer),
+                first - buffer.address
+            ));
+        }
+    }
+    Ok(out)
 }
 
 fn trace(job: &Job, ended: &mut Ended, name: String) -> Result<Trace, String> {
@@ -141,11 +171,7 @@ fn trace(job: &Job, ended: &mut Ended, name: String) -> Result<Trace, String> {
         let data = ended.device.read(buffer.address, buffer.bytes as usize);
         let mut hasher = DefaultHasher::new();
         data.map_err(|e| format!("{}: {e}", job.entry))?.hash(&mut hasher);
-        let name = match buffer.offset {
-            0 => format!("parameter {}", buffer.parameter),
-            offset => format!("parameter {}'s buffer at byte {offset}", buffer.parameter),
-        };
-        buffers.push((name, hasher.finish()));
+        buffers.push((name_of(buffer), hasher.finish()));
     }
     Ok(Trace { name, buffers, counters: ended.report.counters.clone() })
 }

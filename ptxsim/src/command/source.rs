@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -20,10 +21,12 @@ pub fn read(path: &Path) -> Result<String, String> {
     if metadata.is_dir() {
         return Err(error("a folder; name the .ptx file in it".into()));
     }
-    if metadata.len() > LIMIT {
-        return Err(error(format!("{} bytes; {LIMIT} are the most that is read", metadata.len())));
+    // A device or a pipe tells no length.
+    let mut bytes = vec![];
+    let read = fs::File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes));
+    if read.map_err(|e| error(e.to_string()))? as u64 > LIMIT {
+        return Err(error(format!("more than the {LIMIT} bytes that are read at most")));
     }
-    let bytes = fs::read(path).map_err(|e| error(e.to_string()))?;
     String::from_utf8(bytes).map_err(|_| error("not text; PTX is made by nvcc --ptx".into()))
 }
 

@@ -48,11 +48,20 @@ pub struct ParamError {
 
 impl ParamError {
     fn new(what: &str, reason: impl Into<String>) -> Self {
-        ParamError { what: format!("parameter {what:?}"), reason: reason.into() }
+        ParamError { what: format!("parameter {:?}", short(what)), reason: reason.into() }
     }
 
     fn file(path: &Path, reason: impl Into<String>) -> Self {
         ParamError { what: path.to_string_lossy().escape_debug().to_string(), reason: reason.into() }
+    }
+}
+
+/// As much of a text as a message holds.
+fn short(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into(),
     }
 }
 
@@ -142,7 +151,8 @@ impl Type {
         if self.is_float() {
             let value: f64 = text.parse().map_err(|_| refuse())?;
             let (bytes, finite) = self.float(value, text);
-            if value.is_finite() && !finite {
+            // Digits that no f64 holds are read as infinity, too.
+            if !finite && !value.is_nan() && text.contains(|c: char| c.is_ascii_digit()) {
                 return Err(format!("{text} is beyond the largest {}", self.name()));
             }
             return Ok(bytes);
@@ -153,6 +163,7 @@ impl Type {
         };
         let magnitude = match digits.strip_prefix("0x") {
             Some(hex) if !hex.starts_with('+') => u64::from_str_radix(hex, 16),
+            _ if negative && digits.starts_with('+') => return Err(refuse()),
             _ => digits.parse(),
         };
         let magnitude = i128::from(magnitude.map_err(|_| refuse())?);
@@ -261,7 +272,7 @@ fn structure(text: &str) -> Result<Kind, String> {
             Some((offset, text)) if !offset.contains(':') => (Some(offset), text),
             _ => (None, text),
         };
-        let (member, align) = member(text).map_err(|reason| format!("member {text:?}: {reason}"))?;
+        let (member, align) = member(text).map_err(|reason| format!("member {:?}: {reason}", short(text)))?;
         let begin = match offset {
             None => usize::next_multiple_of(end, align),
             Some(offset) => {
@@ -272,11 +283,11 @@ fn structure(text: &str) -> Result<Kind, String> {
                 begin
             }
         };
+        largest = largest.max(align);
         end = begin.saturating_add(member.bytes());
-        if end > MOST_BYTES {
+        if end > MOST_BYTES || end.next_multiple_of(largest) > MOST_BYTES {
             return Err(format!("a kernel takes {MOST_BYTES} bytes of parameters at most"));
         }
-        largest = largest.max(align);
         members.push((begin, member));
     }
     Ok(Kind::Struct { members, bytes: end.next_multiple_of(largest) })
@@ -306,6 +317,16 @@ impl Member {
             Member::Value(value) => value.len(),
             Member::Buffer { .. } => 8,
         }
+    }
+}
+
+/// An empty vector for so many bytes, if the host has them.
+fn room(bytes: u64) -> Result<Vec<u8>, String> {
+    let mut data = Vec::new();
+    let reserved = usize::try_from(bytes).map(|bytes| data.try_reserve_exact(bytes));
+    match reserved {
+        Ok(Ok(())) => Ok(data),
+        _ => Err(format!("the host has no room for its {bytes} bytes")),
     }
 }
 
@@ -414,7 +435,7 @@ impl Inputs {
     /// saved, so that it is known before the run.
     pub fn load(params: &[Param], limit: u64) -> Result<Inputs, ParamError> {
         let mut left = limit;
-        let mut saved: Vec<&Path> = vec![];
+        let mut saved: Vec<PathBuf> = vec![];
         let mut inputs = vec![];
         let mut parameters = vec![];
         let mut members = vec![];
@@ -438,10 +459,14 @@ impl Inputs {
             };
             if let Some(path) = save {
                 npy::check_target(path)?;
-                if saved.contains(&path.as_path()) {
+                // However it is written.
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let folder = folder.unwrap_or(Path::new(".")).canonicalize().unwrap_or_default();
+                let place = path.file_name().map_or_else(|| path.clone(), |name| folder.join(name));
+                if saved.contains(&place) {
                     return Err(error("another buffer is saved to the same file".into()));
                 }
-                saved.push(path);
+                saved.push(place);
             }
             let mut take = |ty: Type, count: u64| {
                 let bytes = count.checked_mul(ty.bytes()).filter(|bytes| *bytes <= left);
@@ -462,12 +487,14 @@ impl Inputs {
                 (Contents::Unwritten, Some((ty, count))) => (*ty, vec![*count], take(*ty, *count)?, None),
                 (Contents::Fill(value), Some((ty, count))) => {
                     let bytes = take(*ty, *count)?;
-                    (*ty, vec![*count], bytes, Some(value.repeat(*count as usize)))
+                    let mut data = room(bytes).map_err(error)?;
+                    (0..*count).for_each(|_| data.extend_from_slice(value));
+                    (*ty, vec![*count], bytes, Some(data))
                 }
                 (Contents::Random(seed), Some((ty, count))) => {
                     let bytes = take(*ty, *count)?;
                     let mut state = crate::exec::Random::new(*seed);
-                    let mut data = Vec::with_capacity(bytes as usize);
+                    let mut data = room(bytes).map_err(error)?;
                     for _ in 0..*count {
                         data.extend(ty.random(&mut state));
                     }
@@ -576,6 +603,10 @@ mod tests {
             ("f16:1e6", "beyond the largest f16"),
             ("f32:1e39", "beyond the largest f32"),
             ("f32:one", "is no f32"),
+            ("f32:1e400", "beyond the largest f32"),
+            ("f64:-1e400", "beyond the largest f64"),
+            ("s32:-+5", "is no s32"),
+            ("struct:32756@u64:1", "32764 bytes"),
             ("bytes:", "hexadecimal"),
             ("bytes:abc", "hexadecimal"),
             ("bytes:zz", "hexadecimal"),

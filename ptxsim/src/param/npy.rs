@@ -110,7 +110,8 @@ impl Npy {
         if self.data != bytes {
             return Err(error(format!("{} bytes of data; its header promises {bytes}", self.data)));
         }
-        let mut data = vec![0; bytes as usize];
+        let mut data = super::room(bytes).map_err(error)?;
+        data.resize(bytes as usize, 0);
         self.file.read_exact(&mut data).map_err(|e| error(e.to_string()))?;
         Ok(data)
     }
