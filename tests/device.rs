@@ -662,19 +662,22 @@ fn graphs_are_bounded() {
 struct Graphless(Simulator);
 
 macro_rules! as_the_simulator {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty),*) => {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty),*; $($of:ident($($what:ident: $kind:ty),*) -> $done:ty),*) => {
         $(fn $name(&self, $($argument: $type),*) -> $result { self.0.$name($($argument),*) })*
+        // SAFETY: the caller's promise.
+        $(unsafe fn $of(&self, $($what: $kind),*) -> $done { unsafe { self.0.$of($($what),*) } })*
     };
 }
 
 impl Driver for Graphless {
     as_the_simulator! {
-        properties() -> &Properties, load(family: &Family) -> Result<Handle>, free_memory() -> Result<u64>,
-        function(module: Handle, entry: &'static str) -> Result<Handle>, allocate(bytes: usize) -> Result<u64>, free(address: u64) -> (),
-        resident(function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>, pin(bytes: usize) -> Result<NonNull<u8>>,
+        properties() -> &Properties, load(family: &Family) -> Result<Handle>, free_memory() -> Result<u64>, allocate(bytes: usize) -> Result<u64>,
+        pin(bytes: usize) -> Result<NonNull<u8>>, stream() -> Result<Handle>, event() -> Result<Handle>;
+        function(module: Handle, entry: &'static str) -> Result<Handle>, free(address: u64) -> (),
+        resident(function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>,
         upload(stream: Handle, to: u64, data: &[u8]) -> Result<()>, download(stream: Handle, from: u64, data: &mut [u8]) -> Result<()>,
         copy(stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>, fill(stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()>,
-        stream() -> Result<Handle>, drop_stream(stream: Handle) -> (), synchronize(stream: Handle) -> Result<()>, event() -> Result<Handle>,
+        drop_stream(stream: Handle) -> (), synchronize(stream: Handle) -> Result<()>,
         drop_event(event: Handle) -> (), record(event: Handle, stream: Handle) -> Result<()>, wait(stream: Handle, event: Handle) -> Result<()>,
         synchronize_event(event: Handle) -> Result<()>, elapsed_ms(from: Handle, to: Handle) -> Result<f32>,
         begin_capture(stream: Handle) -> Result<()>, drop_graph(graph: Handle) -> ()
@@ -699,8 +702,9 @@ impl Driver for Graphless {
         unsafe { self.0.launch(stream, function, launch) }
     }
 
-    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
-        self.0.drop_graph(self.0.end_capture(stream)?.graph);
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Recorded> {
+        // SAFETY: the caller's promise; nobody else has the graph.
+        unsafe { self.0.drop_graph(self.0.end_capture(stream)?.graph) };
         Err(Error::Device { device: self.properties().name.clone(), reason: "no room for a graph".into() })
     }
 

@@ -16,8 +16,8 @@ use warploom::{
     Error, Result,
     checkpoint::Dtype,
     driver::{
-        Buffer, Cuda, Download, Driver, Event, Family, Function, Handle, Launch, Policy, ProductShape,
-        Simulator, Stream,
+        Buffer, Cuda, Download, Driver, Event, Family, Launch, Module, Policy, ProductShape, Simulator,
+        Stream,
         interop::{
             self,
             cudarc::{
@@ -233,9 +233,8 @@ fn a_capture_refuses_what_cannot_be_done_again() {
         refused("", &mut |_| stream.capture(|| Ok(())).map(drop));
         let failed = stream.capture(|| Err(Error::argument("x", "not today")));
         assert_eq!(failed.err().unwrap().to_string(), "x: not today");
-        let raw = driver.stream().unwrap();
-        assert!(matches!(driver.end_capture(raw), Err(Error::Device { .. })));
-        driver.drop_stream(raw);
+        let idle = Stream::new(&driver).unwrap();
+        assert!(matches!(idle.end_capture(), Err(Error::Device { .. })));
     }
 }
 
@@ -325,7 +324,7 @@ const FAMILY: Family =
     Family { name: "sizes", fatbin: SIZES.as_bytes(), fatbin_ptx: "80", ptx: SIZES, entries: &[] };
 
 /// Launches the kernel above on a stream, which it leaves to the caller.
-fn launch(driver: &Arc<dyn Driver>, change: impl FnOnce(&mut Launch)) -> Result<([u32; 12], Handle)> {
+fn launch(driver: &Arc<dyn Driver>, change: impl FnOnce(&mut Launch)) -> Result<([u32; 12], Stream)> {
     launch_of(driver, "sizes", change)
 }
 
@@ -333,26 +332,18 @@ fn launch_of(
     driver: &Arc<dyn Driver>,
     entry: &'static str,
     change: impl FnOnce(&mut Launch),
-) -> Result<([u32; 12], Handle)> {
-    let stream = driver.stream()?;
-    let function = driver.function(driver.load(&FAMILY)?, entry)?;
-    let out = driver.allocate(48)?;
-    driver.fill(stream, out, 0, 48)?;
-    let parameter = out.to_le_bytes();
-    let mut launch = Launch {
-        grid: [1; 3],
-        block: [1; 3],
-        cluster: [1; 3],
-        shared_bytes: 0,
-        programmatic: false,
-        parameter: &parameter,
-    };
+) -> Result<([u32; 12], Stream)> {
+    let stream = Stream::new(driver)?;
+    let function = Module::load(driver, &FAMILY)?.function(entry)?;
+    let mut out = Buffer::new(driver, 48)?;
+    stream.fill(&mut out.view_mut(), 0)?;
+    let parameter = out.view().address().to_le_bytes();
+    let mut launch = Launch { block: [1; 3], ..Launch::new(&parameter) };
     change(&mut launch);
     // SAFETY: the entry's parameter is an address, here of all that it writes.
-    let launched = unsafe { driver.launch(stream, function, &launch) };
+    let launched = unsafe { stream.launch(&function, &launch) };
     let mut sizes = [0; 12];
-    let read = driver.download(stream, out, bytemuck::cast_slice_mut(&mut sizes));
-    driver.free(out);
+    let read = stream.download(out.view(), &mut sizes);
     launched.and(read)?;
     Ok((sizes, stream))
 }
@@ -363,7 +354,7 @@ fn tasks_of_rayon_launch_on_one_device() {
     let (done, outcome) = mpsc::channel();
     thread::spawn(move || {
         let driver: Arc<dyn Driver> = Arc::new(Simulator::new(Policy::default()));
-        let function = Function::new(&driver, driver.load(&FAMILY).unwrap(), "sizes").unwrap();
+        let function = Module::load(&driver, &FAMILY).unwrap().function("sizes").unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
         pool.install(|| {
             (0..400).into_par_iter().for_each(|task| {
@@ -410,7 +401,7 @@ fn what_is_of_another_device_is_refused() {
             }
             done => panic!("{what}: {done:?}"),
         };
-        let function = Function::new(&other, other.load(&FAMILY).unwrap(), "sizes").unwrap();
+        let function = Module::load(&other, &FAMILY).unwrap().function("sizes").unwrap();
         let mut out = Buffer::new(&driver, 48).unwrap();
         let parameter = out.view().address().to_le_bytes();
         // SAFETY: the entry's parameter is an address, here of all that it writes.
@@ -433,7 +424,7 @@ fn what_is_of_another_device_is_refused() {
         let foreign = Buffer::from_slice(&there, &[7u8; 48]).unwrap();
         assert!(here.copy(foreign.view(), &mut out.view_mut()).is_err());
         let parameter = foreign.view().address().to_le_bytes();
-        let function = Function::new(&driver, driver.load(&FAMILY).unwrap(), "sizes").unwrap();
+        let function = Module::load(&driver, &FAMILY).unwrap().function("sizes").unwrap();
         // SAFETY: as above, but for the device.
         let launched = unsafe { here.launch(&function, &Launch::new(&parameter)) };
         assert!(launched.unwrap_err().to_string().contains("in no allocation"));
@@ -446,15 +437,14 @@ fn a_kernel_is_launched_as_it_was_asked() {
     for driver in drivers() {
         let limit = driver.properties().shared_bytes;
         assert!(limit >= 99 << 10 && driver.properties().multiprocessors > 0);
-        let (sizes, stream) = launch(&driver, |launch| launch.shared_bytes = 96 << 10).unwrap();
+        let (sizes, _) = launch(&driver, |launch| launch.shared_bytes = 96 << 10).unwrap();
         assert_eq!(sizes[..7], [1, 1, 1, 1, 1, 1, 96 << 10]);
-        driver.drop_stream(stream);
         let stub = driver.properties().name == "Stub GPU";
         if stub {
             // It alone tells of clusters and of permission to begin early.
             // It is a Hopper, but what comes of older PTX does not wait. That holds for each function by itself.
             for (entry, early) in [("sizes", 1), ("old", 0), ("sizes", 1)] {
-                let (sizes, stream) = launch_of(&driver, entry, |launch| {
+                let (sizes, _) = launch_of(&driver, entry, |launch| {
                     launch.grid = [4, 5, 6];
                     launch.block = [32, 3, 2];
                     launch.cluster = [2, 1, 3];
@@ -462,17 +452,15 @@ fn a_kernel_is_launched_as_it_was_asked() {
                 })
                 .unwrap();
                 assert_eq!(sizes, [4, 5, 6, 32, 3, 2, 0, 0, 2, 1, 3, early], "{entry}");
-                driver.drop_stream(stream);
             }
         }
         match launch(&driver, |launch| launch.grid[0] = 0) {
             Err(e @ Error::Device { .. }) => assert!(e.to_string().contains("launching sizes"), "{e}"),
-            other => panic!("{other:?}"),
+            other => panic!("{:?}", other.map(|(sizes, _)| sizes)),
         }
-        let module = driver.load(&FAMILY).unwrap();
-        let function = driver.function(module, "sizes").unwrap();
-        assert!(driver.resident(function, 128, 1024).unwrap() >= 1);
-        match driver.function(module, "nowhere") {
+        let module = Module::load(&driver, &FAMILY).unwrap();
+        assert!(module.function("sizes").unwrap().resident(128, 1024).unwrap() >= 1);
+        match module.function("nowhere") {
             Err(e @ Error::Device { .. }) => assert!(e.to_string().contains("nowhere"), "{e}"),
             other => panic!("{other:?}"),
         }
@@ -651,7 +639,7 @@ fn what_goes_wrong() {
     }
     let failed = open("cuda:0").and_then(|gpu| {
         let (_, stream) = launch(&gpu, |_| {})?;
-        gpu.synchronize(stream)
+        stream.synchronize()
     });
     println!("said: {}.", failed.err().map_or("nothing".into(), |e| e.to_string()));
 }

@@ -450,8 +450,7 @@ static READ_SWEEP: Family = Family {
 impl ReadSweep {
     fn new(bench: &Bench, bytes: usize) -> Result<ReadSweep> {
         let driver = &bench.queue.driver;
-        let module = driver.load(&READ_SWEEP)?;
-        let function = driver::Function::new(driver, module, "read_sweep")?;
+        let function = driver::Module::load(driver, &READ_SWEEP)?.function("read_sweep")?;
         // Eight CTAs of 256 threads fill a multiprocessor.
         let ctas = if bench.options.smoke { 2 } else { 8 * driver.properties().multiprocessors };
         let memory = bench.random(bytes)?;

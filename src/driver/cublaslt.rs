@@ -74,7 +74,8 @@ impl CublasLt {
 impl Drop for Library {
     fn drop(&mut self) {
         if self.workspace != 0 {
-            self.cuda.free(self.workspace);
+            // SAFETY: its own; launches that use it are waited for.
+            unsafe { self.cuda.free(self.workspace) };
         }
         // SAFETY: made by `new`; no `Way` is left, since each holds the library, and freeing the workspace has waited for the last launch.
         let _ = called(&self.cuda, "ending cuBLASLt", || unsafe { result::destroy_handle(self.handle) });

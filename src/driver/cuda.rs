@@ -367,7 +367,7 @@ impl Driver for Cuda {
         Ok(Handle(module as u64))
     }
 
-    fn function(&self, module: Handle, entry: &'static str) -> Result<Handle> {
+    unsafe fn function(&self, module: Handle, entry: &'static str) -> Result<Handle> {
         let name = CString::new(entry).map_err(|_| {
             Error::argument("entry", format!("'{}' holds a zero", crate::error::printable(entry)))
         })?;
@@ -395,7 +395,7 @@ impl Driver for Cuda {
         })
     }
 
-    fn resident(&self, function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
+    unsafe fn resident(&self, function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
         use result::occupancy::max_active_block_per_multiprocessor as resident;
         let (function, threads, bytes) = (function.0 as CUfunction, threads as i32, shared_bytes as usize);
         // SAFETY: a function of this driver, as `Driver` demands.
@@ -425,7 +425,7 @@ impl Driver for Cuda {
         self.call("asking for free memory", result::mem_get_info).map(|(free, _)| free as u64)
     }
 
-    fn free(&self, address: u64) {
+    unsafe fn free(&self, address: u64) {
         // Held throughout, so that no capture begins while the context is waited for.
         let mut captures = lock(self.captures);
         if captures.streams.is_empty() {
@@ -435,7 +435,7 @@ impl Driver for Cuda {
         }
     }
 
-    fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
+    unsafe fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
         self.refuse_in_capture(stream, "an upload")?;
         let mut rings = lock(&self.staging);
         let used = if data.len() < MANY_BYTES { 1 } else { rings.len() };
@@ -466,10 +466,11 @@ impl Driver for Cuda {
         })
     }
 
-    fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
         self.refuse_in_capture(stream, "a download")?;
         if data.is_empty() {
-            return self.synchronize(stream);
+            // SAFETY: the caller's promise.
+            return unsafe { self.synchronize(stream) };
         }
         self.call("a download", || {
             let stream = stream.0 as CUstream;
@@ -511,7 +512,7 @@ impl Driver for Cuda {
         })
     }
 
-    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
@@ -519,7 +520,7 @@ impl Driver for Cuda {
         self.call("a copy", || unsafe { result::memcpy_dtod_async(to, from, bytes, stream.0 as CUstream) })
     }
 
-    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()> {
+    unsafe fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
@@ -584,7 +585,7 @@ impl Driver for Cuda {
         Ok(Handle(stream))
     }
 
-    fn drop_stream(&self, stream: Handle) {
+    unsafe fn drop_stream(&self, stream: Handle) {
         // What it was given still runs to its end (cuStreamDestroy).
         let _ = self.with("dropping a stream", stream, result::stream::destroy);
         let mut captures = lock(self.captures);
@@ -593,7 +594,7 @@ impl Driver for Cuda {
         }
     }
 
-    fn synchronize(&self, stream: Handle) -> Result<()> {
+    unsafe fn synchronize(&self, stream: Handle) -> Result<()> {
         self.with("waiting for a stream", stream, result::stream::synchronize)
     }
 
@@ -602,11 +603,11 @@ impl Driver for Cuda {
         Ok(Handle(event as u64))
     }
 
-    fn drop_event(&self, event: Handle) {
+    unsafe fn drop_event(&self, event: Handle) {
         let _ = self.with("dropping an event", event, result::event::destroy);
     }
 
-    fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()> {
         // In a capture: a node that sets the event whenever the graph runs, so that parts of a graph can be timed.
         let flags = match self.is_capturing(stream)? {
             true => EventRecordFlags::CU_EVENT_RECORD_EXTERNAL,
@@ -619,7 +620,7 @@ impl Driver for Cuda {
         })
     }
 
-    fn wait(&self, stream: Handle, event: Handle) -> Result<()> {
+    unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()> {
         let flags = match self.is_capturing(stream)? {
             true => EventWaitFlags::CU_EVENT_WAIT_EXTERNAL,
             false => EventWaitFlags::CU_EVENT_WAIT_DEFAULT,
@@ -630,18 +631,18 @@ impl Driver for Cuda {
         })
     }
 
-    fn synchronize_event(&self, event: Handle) -> Result<()> {
+    unsafe fn synchronize_event(&self, event: Handle) -> Result<()> {
         self.with("waiting for an event", event, result::event::synchronize)
     }
 
-    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32> {
+    unsafe fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32> {
         self.call("the time between events", || {
             // SAFETY: events of this driver, as `Driver` demands, made with their time.
             unsafe { result::event::elapsed(from.0 as CUevent, to.0 as CUevent) }
         })
     }
 
-    fn begin_capture(&self, stream: Handle) -> Result<()> {
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
         let mut captures = lock(self.captures);
         self.call("beginning a capture", || {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -652,7 +653,7 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Recorded> {
         let mut captures = lock(self.captures);
         let graph = self.with("ending a capture", stream, result::stream::end_capture);
         // Also after an error: it ends the capture, unless there was none.
@@ -682,11 +683,12 @@ impl Driver for Cuda {
             // SAFETY: both are there, and nobody else has the graph yet.
             unsafe { result::graph::upload(executable, stream.0 as CUstream) }
         });
-        uploaded.inspect_err(|_| self.drop_graph(handle))?;
+        // SAFETY: made above, and nobody else has it.
+        uploaded.inspect_err(|_| unsafe { self.drop_graph(handle) })?;
         Ok(Recorded { graph: handle, nodes, bytes })
     }
 
-    fn drop_graph(&self, graph: Handle) {
+    unsafe fn drop_graph(&self, graph: Handle) {
         let _serial = lock(&self.graphs);
         // One that runs is "freed asynchronously on completion" (cuGraphExecDestroy).
         let _ = self.with("dropping a graph", graph, result::graph::exec_destroy);

@@ -130,8 +130,11 @@ pub struct Recorded {
 
 /// What a device must offer.
 ///
-/// Handles and addresses that a caller passes must come from the same driver and still exist; the wrappers in this module see to it. Every
-/// method may be called from any thread.
+/// Every method may be called from any thread.
+///
+/// # Safety
+/// Handles and addresses that a caller passes must come from the same driver and still exist, and memory that is copied or filled must
+/// lie in live allocations; the wrappers in this module see to it. Functions ask for no more where they do not say so.
 ///
 /// # Errors
 /// Every method returns [`Error::Device`] with what the device's own driver says of the failure, and [`Error::Capacity`] where memory is
@@ -156,22 +159,37 @@ pub trait Driver: Send + Sync {
     /// Loads the kernels of a file.
     fn load(&self, family: &Family) -> Result<Handle>;
     /// An entry of a loaded module, ready for any launch: its limit on dynamic shared memory is the device's.
-    fn function(&self, module: Handle, entry: &'static str) -> Result<Handle>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn function(&self, module: Handle, entry: &'static str) -> Result<Handle>;
     /// CTAs of a function that one multiprocessor holds at a time.
-    fn resident(&self, function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn resident(&self, function: Handle, threads: u32, shared_bytes: u32) -> Result<u32>;
 
     /// Allocates device memory, aligned to 256 bytes. What it holds is undefined until it is written.
     fn allocate(&self, bytes: usize) -> Result<u64>;
     /// Device memory that is not allocated by anybody, in bytes.
     fn free_memory(&self) -> Result<u64>;
     /// Gives an allocation back once all work that was enqueued before is done.
-    fn free(&self, address: u64);
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn free(&self, address: u64);
 
     /// Copies from the host, in the stream's order. `data` has been read when it returns. Refused during a capture: a graph would read
     /// the same memory again each time.
-    fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()>;
     /// Copies to the host when the stream has come to it; waits for that.
-    fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()>;
     /// Page-locked host memory, aligned to 8 bytes, all zeros.
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>>;
     /// Gives page-locked memory back.
@@ -186,9 +204,15 @@ pub trait Driver: Send + Sync {
     /// `to` must be of [`Driver::pin`], as large, and nobody may touch it until the stream has done the copy.
     unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()>;
     /// Copies within the device, between ranges that do not overlap.
-    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets every byte of a range.
-    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()>;
     /// Launches a kernel.
     ///
     /// # Safety
@@ -208,29 +232,59 @@ pub trait Driver: Send + Sync {
         ))
     }
     /// Gives a stream back.
-    fn drop_stream(&self, stream: Handle);
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn drop_stream(&self, stream: Handle);
     /// Waits for everything on a stream.
-    fn synchronize(&self, stream: Handle) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn synchronize(&self, stream: Handle) -> Result<()>;
 
     /// A point in a stream's work, with its time.
     fn event(&self) -> Result<Handle>;
     /// Gives an event back.
-    fn drop_event(&self, event: Handle);
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn drop_event(&self, event: Handle);
     /// Sets the event at the end of what the stream has been given.
-    fn record(&self, event: Handle, stream: Handle) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()>;
     /// Lets a stream go on only when an event has come.
-    fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn wait(&self, stream: Handle, event: Handle) -> Result<()>;
     /// Lets the host go on only when an event has come.
-    fn synchronize_event(&self, event: Handle) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn synchronize_event(&self, event: Handle) -> Result<()>;
     /// Milliseconds from one recorded event to another. On the simulator, of the host's clock.
-    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32>;
 
     /// From here on, what is enqueued on a stream is recorded and not run.
-    fn begin_capture(&self, stream: Handle) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()>;
     /// Ends the recording and makes it a graph that can be run.
-    fn end_capture(&self, stream: Handle) -> Result<Recorded>;
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Recorded>;
     /// Gives a graph back.
-    fn drop_graph(&self, graph: Handle);
+    ///
+    /// # Safety
+    /// As [`Driver`] says.
+    unsafe fn drop_graph(&self, graph: Handle);
     /// Runs a graph.
     ///
     /// # Safety
@@ -283,7 +337,34 @@ pub fn open(name: &str) -> Result<Arc<dyn Driver>> {
     }
 }
 
-/// An entry of a family that is loaded, ready for any launch on a stream of the same driver, which it keeps.
+/// A family that is loaded, with the driver that it is loaded by.
+#[derive(Clone)]
+pub struct Module {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Module {
+    /// Loads the kernels of a file.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot run them.
+    pub fn load(driver: &Arc<dyn Driver>, family: &Family) -> Result<Self> {
+        Ok(Module { handle: driver.load(family)?, driver: driver.clone() })
+    }
+
+    /// One of its entries.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it has no such entry.
+    pub fn function(&self, entry: &'static str) -> Result<Function> {
+        // SAFETY: this driver's, and there as long as it.
+        let handle = unsafe { self.driver.function(self.handle, entry) }?;
+        Ok(Function { handle, driver: self.driver.clone() })
+    }
+}
+
+/// An entry of a [`Module`], ready for any launch on a stream of the same driver, which it keeps.
 #[derive(Clone)]
 pub struct Function {
     driver: Arc<dyn Driver>,
@@ -291,12 +372,13 @@ pub struct Function {
 }
 
 impl Function {
-    /// An entry of a module that [`Driver::load`] of the same driver gave.
+    /// CTAs of it that one multiprocessor holds at a time.
     ///
     /// # Errors
-    /// [`Error::Device`] if it has no such entry.
-    pub fn new(driver: &Arc<dyn Driver>, module: Handle, entry: &'static str) -> Result<Self> {
-        Ok(Function { handle: driver.function(module, entry)?, driver: driver.clone() })
+    /// [`Error::Device`].
+    pub fn resident(&self, threads: u32, shared_bytes: u32) -> Result<u32> {
+        // SAFETY: this driver's, and there as long as it.
+        unsafe { self.driver.resident(self.handle, threads, shared_bytes) }
     }
 }
 
@@ -357,7 +439,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.driver.free(self.address);
+        // SAFETY: this driver's, and used by nothing any more.
+        unsafe { self.driver.free(self.address) };
     }
 }
 
@@ -520,7 +603,8 @@ impl Stream {
     /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
     pub fn upload<T: bytemuck::NoUninit>(&self, to: &mut ViewMut, data: &[T]) -> Result<()> {
         same_size(to.bytes, size_of_val(data))?;
-        self.driver.upload(self.handle, to.address, bytemuck::cast_slice(data))
+        // SAFETY: the handles are this driver's, and there; so is the memory, as long as its view.
+        unsafe { self.driver.upload(self.handle, to.address, bytemuck::cast_slice(data)) }
     }
 
     /// Copies to the host, and waits for it.
@@ -529,7 +613,8 @@ impl Stream {
     /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
     pub fn download<T: bytemuck::Pod>(&self, from: View, data: &mut [T]) -> Result<()> {
         same_size(from.bytes, size_of_val(data))?;
-        self.driver.download(self.handle, from.address, bytemuck::cast_slice_mut(data))
+        // SAFETY: the handles are this driver's, and there; so is the memory, as long as its view.
+        unsafe { self.driver.download(self.handle, from.address, bytemuck::cast_slice_mut(data)) }
     }
 
     /// Copies within the device.
@@ -538,7 +623,8 @@ impl Stream {
     /// [`Error::Argument`] if the sizes differ, [`Error::Device`].
     pub fn copy(&self, from: View, to: &mut ViewMut) -> Result<()> {
         same_size(to.bytes, from.bytes)?;
-        self.driver.copy(self.handle, from.address, to.address, from.bytes)
+        // SAFETY: the handles are this driver's, and there; so is the memory, as long as its view.
+        unsafe { self.driver.copy(self.handle, from.address, to.address, from.bytes) }
     }
 
     /// Copies a part of a range to another place in it.
@@ -552,7 +638,15 @@ impl Stream {
         if !inside || (to < from.end && from.start < to + bytes) {
             return Err(Error::argument("copy", format!("{from:?} to {to} within {all} bytes")));
         }
-        self.driver.copy(self.handle, memory.address + from.start as u64, memory.address + to as u64, bytes)
+        // SAFETY: the handles are this driver's, and there; so is the memory, as long as its view.
+        unsafe {
+            self.driver.copy(
+                self.handle,
+                memory.address + from.start as u64,
+                memory.address + to as u64,
+                bytes,
+            )
+        }
     }
 
     /// Sets every byte of a range.
@@ -560,7 +654,8 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`].
     pub fn fill(&self, to: &mut ViewMut, byte: u8) -> Result<()> {
-        self.driver.fill(self.handle, to.address, byte, to.bytes)
+        // SAFETY: the handles are this driver's, and there; so is the memory, as long as its view.
+        unsafe { self.driver.fill(self.handle, to.address, byte, to.bytes) }
     }
 
     /// Launches a kernel.
@@ -594,7 +689,8 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`], also for what went wrong in earlier launches.
     pub fn synchronize(&self) -> Result<()> {
-        self.driver.synchronize(self.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.synchronize(self.handle) }
     }
 
     /// Lets the stream go on only when `event` has come.
@@ -603,7 +699,8 @@ impl Stream {
     /// [`Error::Argument`] for an event of another driver, [`Error::Device`].
     pub fn wait(&self, event: &Event) -> Result<()> {
         together(&self.driver, &event.driver, "event")?;
-        self.driver.wait(self.handle, event.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.wait(self.handle, event.handle) }
     }
 
     /// Records what `work` enqueues on this stream, without running it.
@@ -618,7 +715,8 @@ impl Stream {
                 let _ = self.0.end_capture();
             }
         }
-        self.driver.begin_capture(self.handle)?;
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.begin_capture(self.handle)? };
         let capturing = Capturing(self);
         let done = work();
         std::mem::forget(capturing);
@@ -631,7 +729,8 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`].
     pub fn begin_capture(&self) -> Result<()> {
-        self.driver.begin_capture(self.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.begin_capture(self.handle) }
     }
 
     /// What was recorded since [`Stream::begin_capture`].
@@ -639,7 +738,8 @@ impl Stream {
     /// # Errors
     /// [`Error::Device`], also for what could not be recorded. The recording has ended then, too.
     pub fn end_capture(&self) -> Result<Graph> {
-        let recorded = self.driver.end_capture(self.handle)?;
+        // SAFETY: the handles are this driver's, and there.
+        let recorded = unsafe { self.driver.end_capture(self.handle) }?;
         Ok(Graph { driver: self.driver.clone(), recorded })
     }
 
@@ -660,7 +760,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if !self.foreign {
-            self.driver.drop_stream(self.handle);
+            // SAFETY: this driver's, and used by nothing any more.
+            unsafe { self.driver.drop_stream(self.handle) };
         }
     }
 }
@@ -686,7 +787,8 @@ impl Event {
     /// [`Error::Argument`] for a stream of another driver, [`Error::Device`].
     pub fn record(&self, stream: &Stream) -> Result<()> {
         together(&stream.driver, &self.driver, "event")?;
-        self.driver.record(self.handle, stream.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.record(self.handle, stream.handle) }
     }
 
     /// Waits until it has come.
@@ -694,7 +796,8 @@ impl Event {
     /// # Errors
     /// [`Error::Device`].
     pub fn synchronize(&self) -> Result<()> {
-        self.driver.synchronize_event(self.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.synchronize_event(self.handle) }
     }
 
     /// Milliseconds since an earlier event.
@@ -703,13 +806,15 @@ impl Event {
     /// [`Error::Argument`] for an event of another driver, [`Error::Device`] unless both have been recorded and have come.
     pub fn elapsed_ms(&self, since: &Event) -> Result<f32> {
         together(&self.driver, &since.driver, "event")?;
-        self.driver.elapsed_ms(since.handle, self.handle)
+        // SAFETY: the handles are this driver's, and there.
+        unsafe { self.driver.elapsed_ms(since.handle, self.handle) }
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        self.driver.drop_event(self.handle);
+        // SAFETY: this driver's, and used by nothing any more.
+        unsafe { self.driver.drop_event(self.handle) };
     }
 }
 
@@ -733,7 +838,8 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        self.driver.drop_graph(self.recorded.graph);
+        // SAFETY: this driver's, and used by nothing any more.
+        unsafe { self.driver.drop_graph(self.recorded.graph) };
     }
 }
 

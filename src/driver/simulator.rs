@@ -380,7 +380,7 @@ impl Driver for Simulator {
         Ok(handle)
     }
 
-    fn function(&self, module: Handle, entry: &'static str) -> Result<Handle> {
+    unsafe fn function(&self, module: Handle, entry: &'static str) -> Result<Handle> {
         let mut state = self.state();
         let loaded = state.modules.get(&module).ok_or_else(|| unknown("module"))?;
         loaded.parameters(entry).map_err(|e| Error::device("sim", format!("{entry}: {e}")))?;
@@ -389,7 +389,7 @@ impl Driver for Simulator {
         Ok(handle)
     }
 
-    fn resident(&self, _function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
+    unsafe fn resident(&self, _function: Handle, threads: u32, shared_bytes: u32) -> Result<u32> {
         Ok(self.policy.gpu.resident(threads, u64::from(shared_bytes)) as u32
             / self.policy.gpu.sm_count.max(1))
     }
@@ -406,12 +406,12 @@ impl Driver for Simulator {
         Ok(self.policy.memory_bytes.saturating_sub(self.state().device.allocated()))
     }
 
-    fn free(&self, address: u64) {
+    unsafe fn free(&self, address: u64) {
         // Launches have ended when they return, so nothing uses it.
         let _ = self.state().device.free(address);
     }
 
-    fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
+    unsafe fn upload(&self, stream: Handle, to: u64, data: &[u8]) -> Result<()> {
         let mut state = self.state();
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "an upload cannot be captured: do it before or after"));
@@ -422,7 +422,7 @@ impl Driver for Simulator {
         }
     }
 
-    fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, stream: Handle, from: u64, data: &mut [u8]) -> Result<()> {
         let mut state = self.state();
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "a download waits for its stream and cannot be captured"));
@@ -455,14 +455,14 @@ impl Driver for Simulator {
 
     unsafe fn download_later(&self, stream: Handle, from: u64, to: NonNull<u8>, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise; all that the stream was given has been done.
-        self.download(stream, from, unsafe { std::slice::from_raw_parts_mut(to.as_ptr(), bytes) })
+        unsafe { self.download(stream, from, std::slice::from_raw_parts_mut(to.as_ptr(), bytes)) }
     }
 
-    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.enqueue(stream, Command::Copy { from, to, bytes })
     }
 
-    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()> {
+    unsafe fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<()> {
         self.enqueue(stream, Command::Fill { to, byte, bytes })
     }
 
@@ -488,11 +488,11 @@ impl Driver for Simulator {
         Ok(self.state().handle())
     }
 
-    fn drop_stream(&self, stream: Handle) {
+    unsafe fn drop_stream(&self, stream: Handle) {
         self.state().captures.remove(&stream);
     }
 
-    fn synchronize(&self, stream: Handle) -> Result<()> {
+    unsafe fn synchronize(&self, stream: Handle) -> Result<()> {
         let mut state = self.state();
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "a stream that is being captured cannot be waited for"));
@@ -508,24 +508,25 @@ impl Driver for Simulator {
         Ok(handle)
     }
 
-    fn drop_event(&self, event: Handle) {
+    unsafe fn drop_event(&self, event: Handle) {
         self.state().events.remove(&event);
     }
 
-    fn record(&self, event: Handle, stream: Handle) -> Result<()> {
+    unsafe fn record(&self, event: Handle, stream: Handle) -> Result<()> {
         self.enqueue(stream, Command::Record { event })
     }
 
-    fn wait(&self, _stream: Handle, event: Handle) -> Result<()> {
+    unsafe fn wait(&self, _stream: Handle, event: Handle) -> Result<()> {
         // Whatever was enqueued before has run.
         self.state().events.get(&event).map(|_| ()).ok_or_else(|| unknown("event"))
     }
 
-    fn synchronize_event(&self, event: Handle) -> Result<()> {
-        self.wait(Handle(0), event)
+    unsafe fn synchronize_event(&self, event: Handle) -> Result<()> {
+        // SAFETY: no stream is looked at; of the event, the caller's promise.
+        unsafe { self.wait(Handle(0), event) }
     }
 
-    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32> {
+    unsafe fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f32> {
         let state = self.state();
         let time = |event: &Handle| {
             let time = state.events.get(event).ok_or_else(|| unknown("event"))?;
@@ -534,7 +535,7 @@ impl Driver for Simulator {
         Ok(time(&to)?.saturating_duration_since(time(&from)?).as_secs_f32() * 1e3)
     }
 
-    fn begin_capture(&self, stream: Handle) -> Result<()> {
+    unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
         let mut state = self.state();
         if state.captures.contains_key(&stream) {
             return Err(Error::device("sim", "the stream is being captured already"));
@@ -543,7 +544,7 @@ impl Driver for Simulator {
         Ok(())
     }
 
-    fn end_capture(&self, stream: Handle) -> Result<Recorded> {
+    unsafe fn end_capture(&self, stream: Handle) -> Result<Recorded> {
         let mut state = self.state();
         let recorded = state
             .captures
@@ -554,7 +555,7 @@ impl Driver for Simulator {
         Ok(Recorded { graph, nodes, bytes: 0 })
     }
 
-    fn drop_graph(&self, graph: Handle) {
+    unsafe fn drop_graph(&self, graph: Handle) {
         self.state().graphs.remove(&graph);
     }
 

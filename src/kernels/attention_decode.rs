@@ -16,7 +16,7 @@ use super::{
 use crate::{
     driver::{Driver, Function, Launch, Stream, View, ViewMut},
     error::Result,
-    mask::{Mask, Pattern},
+    mask::Mask,
 };
 
 const SPLIT: usize = WL_ATTENTION_SPLIT_KEYS as usize;
@@ -378,9 +378,8 @@ impl AttentionDecode {
         layout: &PageLayout,
         max_keys: usize,
     ) -> Result<usize> {
-        let mask = Mask { pattern: Pattern::Causal, prefix: 0 };
         let (tokens, q_stride, out_stride, scale, softcap) = (0, 0, 0, 1.0, 0.0);
-        let mask = &mask;
+        let mask = &Mask::CAUSAL;
         Shape { tokens, sequences, heads, q_stride, out_stride, layout, mask, scale, softcap }.check()?;
         check_most(max_rows, max_keys)?;
         match self.most_scratch(sequences, max_rows, heads, layout, max_keys) {

@@ -56,7 +56,7 @@ pub use swiglu::{Swiglu, SwigluArgs};
 
 pub use crate::dtype::Dtype;
 use crate::{
-    driver::{Driver, Function, Handle, View, ViewMut},
+    driver::{self, Driver, Family, Function, View, ViewMut},
     error::{Error, Result},
 };
 
@@ -123,31 +123,29 @@ pub fn dynamic_shared_bytes(entry: &str) -> u32 {
 }
 
 /// A family while its functions are looked up.
-struct Module<'d> {
-    driver: &'d Arc<dyn Driver>,
-    handle: Handle,
-    family: &'static crate::driver::Family,
+struct Module {
+    loaded: driver::Module,
+    device: String,
+    family: &'static Family,
 }
 
-impl<'d> Module<'d> {
-    fn load(driver: &'d Arc<dyn Driver>, family: &str) -> Result<Self> {
-        let family = FAMILIES.iter().find(|f| f.name == family).ok_or_else(|| {
-            Error::device(
-                &driver.properties().name,
+impl Module {
+    fn load(driver: &Arc<dyn Driver>, family: &str) -> Result<Self> {
+        let device = driver.properties().name.clone();
+        let Some(family) = FAMILIES.iter().find(|f| f.name == family) else {
+            return Err(Error::device(
+                &device,
                 format!("the kernels of {family}.cu were not compiled: build with nvcc"),
-            )
-        })?;
-        Ok(Module { driver, handle: driver.load(family)?, family })
+            ));
+        };
+        Ok(Module { loaded: driver::Module::load(driver, family)?, device, family })
     }
 
     fn function(&self, entry: &str) -> Result<Function> {
-        let found = self.family.entries.iter().find(|e| e.name == entry).ok_or_else(|| {
-            Error::device(
-                &self.driver.properties().name,
-                format!("{}.cu has no entry {entry}", self.family.name),
-            )
-        })?;
-        Function::new(self.driver, self.handle, found.name)
+        match self.family.entries.iter().find(|e| e.name == entry) {
+            Some(found) => self.loaded.function(found.name),
+            None => Err(Error::device(&self.device, format!("{}.cu has no entry {entry}", self.family.name))),
+        }
     }
 }
 

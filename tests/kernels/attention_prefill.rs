@@ -590,7 +590,7 @@ fn numbers_out_of_range() {
 #[test]
 fn heavy_tiles_come_first() {
     use warploom::{
-        driver::Launch,
+        driver::{Launch, Module},
         kernels::{
             FAMILIES,
             params::{WL_VERSION, WlAttentionPrefill, WlMask, WlPages},
@@ -610,10 +610,9 @@ fn heavy_tiles_come_first() {
     assert!(right.out.iter().all(|x| x.is_finite()), "a row was left out");
     let memory = Memory::of(&case, &rig, |_| ());
     let family = FAMILIES.iter().find(|f| f.name == "attention_prefill").unwrap();
-    let module = rig.driver.load(family).unwrap();
+    let module = Module::load(&rig.driver, family).unwrap();
     let entry = family.entries.iter().find(|e| e.name == "wl_attention_prefill_bf16_64").unwrap();
-    let function = rig.driver.function(module, entry.name).unwrap();
-    let stream = rig.driver.stream().unwrap();
+    let function = module.function(entry.name).unwrap();
     for tiles in 1..=order.len() {
         let mut out = rig.poisoned(838 * 8, case.dtype);
         let table = memory.table();
@@ -655,8 +654,8 @@ fn heavy_tiles_come_first() {
             ..Launch::new(bytemuck::bytes_of(&p))
         };
         // SAFETY: the parameter is what the kernel's own launch makes of these shapes, but for the grid.
-        unsafe { rig.driver.launch(stream, function, &launch) }.expect("a clean launch");
-        rig.driver.synchronize(stream).expect("synchronisation");
+        unsafe { rig.stream.launch(&function, &launch) }.expect("a clean launch");
+        rig.stream.synchronize().expect("synchronisation");
         let out = rig.download(&out, case.dtype);
         for (i, rows) in order[..tiles].iter().enumerate() {
             let rows = 8 * rows.start..8 * rows.end;
@@ -666,7 +665,6 @@ fn heavy_tiles_come_first() {
             assert!(out[8 * rows.start..8 * rows.end].iter().all(|x| x.is_nan()), "rows {rows:?} came early");
         }
     }
-    rig.driver.drop_stream(stream);
 }
 
 /// What a row of CTAs reads, writes to shared memory and computes, by the mask alone: keys that its rows see together,
