@@ -101,12 +101,12 @@ impl Product<'_, '_> {
             number if wanted.contains(&number) => number as i32,
             number => {
                 let supported = match (*wanted.start(), *wanted.end()) {
-                    (1, 3) => "1 to 3",
-                    (1, _) => "1",
-                    _ => "2, gate and up",
+                    (1, 3) => "are 1 to 3",
+                    (1, _) => "is 1",
+                    _ => "are 2, gate and up",
                 };
                 return check
-                    .refuse(format!("{number} with the epilogue {epilogue:?}; supported is {supported}"));
+                    .refuse(format!("{number} with the epilogue {epilogue:?}; supported {supported}"));
             }
         };
         for (i, projection) in given().enumerate() {

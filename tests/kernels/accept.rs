@@ -1176,10 +1176,13 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.vocab = 41, "draft_logits: rows 40 elements apart overlap; 41 at least");
     refused(&|a| a.verify_first = 70000, "verify_first: 70000");
     refused(&|a| a.verify_rows = 7, "verify_choices: 192 bytes do not hold 7 elements of 32 bytes");
-    refused(&|a| logits(a).steps = 17, "steps: 17; supported are 0 to 16");
+    refused(&|a| logits(a).steps = 17, "draft_steps: 17; supported are 0 to 16");
     refused(&|a| logits(a).steps = 3, "draft_logits: 960 bytes do not hold 360 elements");
-    refused(&|a| logits(a).draft_rows = 4, "draft_logits: rows 120 elements apart overlap; 160 at least");
-    refused(&|a| logits(a).draft_step_stride = usize::MAX / 2, "draft_logits: ");
+    refused(
+        &|a| logits(a).draft_rows = 4,
+        "draft_step_stride: rows 120 elements apart overlap; 160 at least",
+    );
+    refused(&|a| logits(a).draft_step_stride = usize::MAX / 2, "draft_step_stride: 2 rows of stride");
     refused(&|a| logits(a).verify.stride = 39, "verify_logits: rows 39 elements apart overlap; 40 at least");
 
     let (plans, mut rows) = (words(3 * 6), [(); 6].map(|()| words(12)));

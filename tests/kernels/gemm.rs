@@ -575,7 +575,11 @@ fn what_does_not_fit_is_refused() {
     refused(false, &|a| a.inputs = usize::MAX, "inputs: ");
     refused(false, &|a| a.x.stride = 1023, "x: rows 1023 elements apart overlap");
     refused(false, &|a| a.x.view = a.x.view.slice(2..4096), "x: address");
-    refused(false, &|a| a.projections = [None; 3], "projections: 0; supported are 1 to 3");
+    refused(
+        false,
+        &|a| a.projections = [None; 3],
+        "projections: 0 with the epilogue Store; supported are 1 to 3",
+    );
     let overlap = "projections: 64 features at column 0 overlap 64 at column 63";
     refused(false, &|a| part(a, 1, &|p| p.column = 63), overlap);
     let short = "weight: 131072 bytes do not hold 66560 elements";
@@ -587,8 +591,12 @@ fn what_does_not_fit_is_refused() {
     refused(false, &|a| part(a, 0, &|p| p.weight.stride = 1016), "weight: rows 1016 elements apart overlap");
     refused(false, &|a| part(a, 0, &|p| p.bias = Some(p.weight.view.slice(0..126))), "bias: 126 bytes");
     refused(false, &|a| a.epilogue = StoreF32, "out: 1536 bytes do not hold 768 elements of 4 bytes");
-    refused(false, &|a| a.epilogue = Add, "projections: 3; supported are 1 to 1");
-    refused(false, &|a| a.epilogue = SwiGlu, "projections: 3; supported are 2 to 2");
+    refused(false, &|a| a.epilogue = Add, "projections: 3 with the epilogue Add; supported is 1");
+    refused(
+        false,
+        &|a| a.epilogue = SwiGlu,
+        "projections: 3 with the epilogue SwiGlu; supported are 2, gate and up",
+    );
     let pair = |a: &mut GemmArgs| (a.epilogue, a.projections[2]) = (SwiGlu, None);
     refused(false, &pair, "projections: gate and up have 64 and 64 features at columns 0 and 64");
     let one = |a: &mut GemmArgs| (a.epilogue, a.projections) = (Add, [a.projections[1], None, None]);

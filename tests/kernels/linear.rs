@@ -841,7 +841,12 @@ fn what_does_not_fit_is_refused() {
         "stats: 252 bytes do not hold 64",
     );
     refused(false, all, &|a| a.norm.as_mut().unwrap().stats = a.x.view.slice(2..300), "stats: address");
-    refused(false, all, &|a| a.projections = [None; 3], "projections: 0; supported are 1 to 3");
+    refused(
+        false,
+        all,
+        &|a| a.projections = [None; 3],
+        "projections: 0 with the epilogue Store; supported are 1 to 3",
+    );
     refused(
         false,
         all,
@@ -870,8 +875,13 @@ fn what_does_not_fit_is_refused() {
     );
     refused(false, all, &|a| part(a, 0, &|p| p.bias = Some(p.weight.view.slice(0..126))), "bias: 126 bytes");
     refused(false, all, &|a| a.epilogue = StoreF32, "out: 1536 bytes do not hold 768 elements of 4 bytes");
-    refused(false, all, &|a| a.epilogue = Add, "projections: 3; supported are 1 to 1");
-    refused(false, all, &|a| a.epilogue = SwiGlu, "projections: 3; supported are 2 to 2");
+    refused(false, all, &|a| a.epilogue = Add, "projections: 3 with the epilogue Add; supported is 1");
+    refused(
+        false,
+        all,
+        &|a| a.epilogue = SwiGlu,
+        "projections: 3 with the epilogue SwiGlu; supported are 2, gate and up",
+    );
     let pair = |a: &mut LinearArgs| (a.epilogue, a.projections[2]) = (SwiGlu, None);
     refused(false, all, &pair, "projections: gate and up have 64 and 64 features at columns 0 and 64");
     let one = |a: &mut LinearArgs| (a.epilogue, a.projections) = (Add, [a.projections[1], None, None]);

@@ -862,8 +862,8 @@ fn what_does_not_fit_is_refused() {
     refused(&|a| a.vocab = 0, "vocab: 0; supported are 1 to 2097152");
     refused(&|a| a.vocab = 2097153, "vocab: 2097153");
     refused(&|a| a.vocab = 81, "logits: rows 40 elements apart overlap; 81 at least");
-    refused(&|a| a.rows = 0..5, "rows: 0..5; supported are ranges in 0..4");
-    refused(&|a| a.rows = std::ops::Range { start: 3, end: 2 }, "rows: 3..2");
+    refused(&|a| a.rows = 0..5, "rows: from 0 to before 5; there are 4");
+    refused(&|a| a.rows = std::ops::Range { start: 3, end: 2 }, "rows: from 3 to before 2");
     refused(&|a| a.pass = SamplePass::Draft { step: 2 }, "step: 2; supported are 0 to 1");
     refused(&|a| a.round.steps = 18, "steps: 18; supported are 1 to 17");
     refused(&|a| a.round.steps = 0, "steps: 0");
