@@ -16,7 +16,7 @@ impl Buffer {
     /// Allocates `bytes`, aligned to 256. What they hold is undefined until they are written.
     ///
     /// # Errors
-    /// [`Error::Capacity`] if the device has no room, [`Error::Device`].
+    /// [`Error::Capacity`](crate::Error::Capacity) if the device has no room, [`Error::Device`](crate::Error::Device).
     pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
         // An empty buffer has an address, too: kernels are given none that points nowhere.
         let address = driver.allocate(bytes.max(1))?;

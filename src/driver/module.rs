@@ -16,7 +16,7 @@ impl Module {
     /// Loads the kernels of a file.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device cannot run them.
+    /// [`Error::Device`](crate::Error::Device) if the device cannot run them.
     pub fn load(driver: &Arc<dyn Driver>, family: &Family) -> Result<Self> {
         Ok(Module { handle: driver.load(family)?, driver: driver.clone() })
     }
@@ -24,7 +24,7 @@ impl Module {
     /// One of its entries.
     ///
     /// # Errors
-    /// [`Error::Device`] if it has no such entry.
+    /// [`Error::Device`](crate::Error::Device) if it has no such entry.
     pub fn function(&self, entry: &'static str) -> Result<Function> {
         // SAFETY: this driver's, and there as long as it.
         let handle = unsafe { self.driver.function(self.handle, entry) }?;
@@ -43,7 +43,7 @@ impl Function {
     /// CTAs of it that one multiprocessor holds at a time.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`](crate::Error::Device).
     pub fn resident(&self, threads: u32, shared_bytes: u32) -> Result<u32> {
         // SAFETY: this driver's, and there as long as it.
         unsafe { self.driver.resident(self.handle, threads, shared_bytes) }
