@@ -357,8 +357,9 @@ impl Case {
         let logits = &self.logits[(state.verify_row as usize + i) * self.stride..][..self.vocab];
         let mut want = vec![0.0; self.vocab];
         let (top, _) = sampler.distribution(logits, &mut want).unwrap();
-        let best = (0..got.len()).max_by(|a, b| got[*a].total_cmp(&got[*b]).then(b.cmp(a))).unwrap();
-        assert_eq!(best as u32, top, "{what}: the most probable token");
+        // At high temperatures logits that differ may have one probability, or two that differ by rounding.
+        let most = got.iter().copied().fold(0.0, f32::max);
+        assert!(got[top as usize] >= most * (1.0 - 1e-6), "{what}: {top} is not the most probable token");
         // Of the tokens at the end of top-p, which of two is kept may turn on the last bit of a mass.
         let lost: f64 = difference(&want, got).sum();
         // The kernels' weights end at e^-87, 1e-38.
